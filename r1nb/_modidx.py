@@ -244,4 +244,11 @@ d = { 'settings': { 'branch': 'main',
                              'r1nb.tokens.decode': ('tokens.html#decode', 'r1nb/tokens.py'),
                              'r1nb.tokens.encode': ('tokens.html#encode', 'r1nb/tokens.py'),
                              'r1nb.tokens.save_tokenizer': ('tokens.html#save_tokenizer', 'r1nb/tokens.py'),
-                             'r1nb.tokens.tokenizer': ('tokens.html#tokenizer', 'r1nb/tokens.py')}}}
+                             'r1nb.tokens.tokenizer': ('tokens.html#tokenizer', 'r1nb/tokens.py')},
+            'r1nb.verify': { 'r1nb.verify.Verdict': ('verify.html#verdict', 'r1nb/verify.py'),
+                             'r1nb.verify.last_text': ('verify.html#last_text', 'r1nb/verify.py'),
+                             'r1nb.verify.reward': ('verify.html#reward', 'r1nb/verify.py'),
+                             'r1nb.verify.split_response': ('verify.html#split_response', 'r1nb/verify.py'),
+                             'r1nb.verify.trl_reward': ('verify.html#trl_reward', 'r1nb/verify.py'),
+                             'r1nb.verify.verify': ('verify.html#verify', 'r1nb/verify.py'),
+                             'r1nb.verify.verify_all': ('verify.html#verify_all', 'r1nb/verify.py')}}}
