@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['R1Error', 'require', 'optional', 'on_disk', 'write_atomic', 'sync_folder', 'replace_folder', 'recover_folder',
-           'sha256', 'proportion_ci', 'mean_ci', 't975', 'hardware', 'Meter', 'Log', 'Stage']
+           'sha256', 'proportion_ci', 'mean_ci', 't975', 'hardware', 'Meter', 'complete_lines', 'read_value', 'Log',
+           'rewind', 'Stage']
 
-# %% ../nbs/00_core.ipynb #3569c845
+# %% ../nbs/00_core.ipynb #832e58c2
 import csv, errno, hashlib, io, json, math, os, platform, re, shutil, subprocess, sys, time
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from fastcore.basics import patch
 from . import __version__
 
 # %% ../nbs/00_core.ipynb #e185fbbe
@@ -254,69 +254,72 @@ def _flat(d, prefix=''):
     for k, v in d.items(): out |= _flat(v, f'{prefix}{k}.') if isinstance(v, dict) and v else {prefix+k: v}
     return out
 
-# %% ../nbs/00_core.ipynb #5de54171
+# %% ../nbs/00_core.ipynb #10559c4c
+def complete_lines(
+    path,         # a text file that grows by lines
+)->list[bytes]:   # its lines without their newlines
+    "The lines that end in a newline; what follows the last newline was torn by a kill."
+    if not path.exists(): return []
+    with on_disk(path): return path.read_bytes().split(b'\n')[:-1]
+
+def read_value(
+    text:str,  # one cell of a log
+):             # int, float, bool, None for an empty cell, or the text
+    "A logged cell as the value it was."
+    if text in ('', 'True', 'False'): return {'': None, 'True': True, 'False': False}[text]
+    try: return int(text) if re.fullmatch(r'-?[0-9]+', text) else float(text)
+    except ValueError: return text
+
+# %% ../nbs/00_core.ipynb #1d7005bc
 class Log:
     "A CSV file that grows by whole, flushed rows and survives a kill at any byte."
     def __init__(self,
-        path,  # the CSV file; made by the first row
+        path,  # the CSV file; the first row makes it
     ):
-        self.path = Path(path)
-        lines = self._lines()
+        self.path, lines = Path(path), complete_lines(Path(path))
         with on_disk(path):
-            if self.path.exists(): os.truncate(self.path, sum(len(l)+1 for l in lines))
+            if self.path.exists(): os.truncate(path, sum(len(l)+1 for l in lines))
         self.columns = next(csv.reader([lines[0].decode(errors='replace')])) if lines else None
-    def _lines(self):
-        if not self.path.exists(): return []
-        with on_disk(self.path): return self.path.read_bytes().split(b'\n')[:-1]
     def append(self, **row):
         "Add one row and flush it to disk; the first row fixes the columns."
-        new = self.columns is None
-        if new: self.columns = list(row)
-        extra, missing = set(row)-set(self.columns), set(self.columns)-set(row)
-        require(not extra and not missing, f'{self.path}: a row with unknown columns {sorted(extra)}, '
-                f'without {sorted(missing)}: every row needs the columns of the first')
-        out = io.StringIO()
-        w = csv.writer(out, lineterminator='\n')
-        if new: w.writerow(self.columns)
-        w.writerow([str(row[c]).replace('\n', ' ') if isinstance(row[c], str) else row[c] for c in self.columns])
+        columns, out = self.columns or list(row), io.StringIO()
+        extra, missing = sorted(set(row)-set(columns)), sorted(set(columns)-set(row))
+        require(not extra and not missing, f'{self.path}: a row with new columns {extra} and without {missing}: '
+                'give every row the columns of the first')
+        cells = [' '.join(v.splitlines()) if isinstance(v, str) else v for v in map(row.get, columns)]
+        csv.writer(out, lineterminator='\n').writerows([cells] if self.columns else [columns, cells])
         with on_disk(self.path), open(self.path, 'ab', buffering=0) as f:
-            size = f.tell()
-            data = out.getvalue().encode()
+            data, size = out.getvalue().encode(), f.tell()
             try:
                 while data: data = data[f.write(data):]
                 os.fsync(f.fileno())
             except OSError: f.truncate(size); raise
+        self.columns = columns
+    def rows(self)->list[dict]:
+        "All complete rows, their values read."
+        out = []
+        for i, line in enumerate(complete_lines(self.path)[1:], 2):
+            cells = next(csv.reader([line.decode(errors='replace')]), [])
+            require(len(cells) == len(self.columns), f'{self.path}, line {i}: {len(cells)} values for '
+                    f'{len(self.columns)} columns: delete the line, or start again in another folder')
+            out.append(dict(zip(self.columns, map(read_value, cells))))
+        return out
 
-# %% ../nbs/00_core.ipynb #358e3606
-def _value(s):
-    if s in ('', 'True', 'False'): return {'': None, 'True': True, 'False': False}[s]
-    try: return int(s) if re.fullmatch(r'-?[0-9]+', s) else float(s)
-    except ValueError: return s
-
-@patch
-def rows(self:Log)->list[dict]:
-    "All complete rows, numbers parsed; a torn last line is not a row."
-    out = []
-    for i, line in enumerate(self._lines()[1:], 2):
-        cells = next(csv.reader([line.decode(errors='replace')]), [])
-        require(len(cells) == len(self.columns), f'{self.path}, line {i}: {len(cells)} values for '
-                f'{len(self.columns)} columns: delete the line, or start again in another folder')
-        out.append(dict(zip(self.columns, map(_value, cells))))
-    return out
-
-@patch
-def rewind(self:Log,
+# %% ../nbs/00_core.ipynb #9d439457
+def rewind(
+    log:Log,   # a log with a column named step
     step:int,  # the first step to forget
 ):
-    "Drop the rows with `step` or more in their step column: they came after the last checkpoint."
-    rows = self.rows()
+    "Drop the rows from `step` on: they came after the last checkpoint and will come again."
+    rows, lines = log.rows(), complete_lines(log.path)
     if not rows: return
-    require('step' in self.columns, f'{self.path}: no column named step, only {self.columns}: log(step=...) to rewind')
-    lines = self._lines()
+    require('step' in log.columns, f'{log.path}: no column named step among {log.columns}: log(step=...) to rewind')
+    bad = next((i for i, r in enumerate(rows, 2) if not isinstance(r['step'], int)), None)
+    require(not bad, f'{log.path}, line {bad}: its step is not a whole number: delete the line')
     keep = [l for l, r in zip(lines[1:], rows) if r['step'] < step]
-    if len(keep) < len(rows): write_atomic(self.path, b''.join(l+b'\n' for l in [lines[0], *keep]))
+    if len(keep) < len(rows): write_atomic(log.path, b''.join(l+b'\n' for l in [lines[0], *keep]))
 
-# %% ../nbs/00_core.ipynb #75382a50
+# %% ../nbs/00_core.ipynb #dee30b9e
 class Stage:
     "One stage of a run: config.json first, metrics.csv as it goes, card.json last (the commit point)."
     def __init__(self,
@@ -337,11 +340,14 @@ class Stage:
             write_atomic(file, text)
         recover_folder(self.path/'checkpoint')
         self._log = Log(metrics)
-        self.log, self.rows, self.rewind = self._log.append, self._log.rows, self._log.rewind
+        self.log, self.rows = self._log.append, self._log.rows
     def _same(self, old, new):
         for k in {**old, **new}:
             a, b = old.get(k, 'unset'), new.get(k, 'unset')
             require(a == b, f'{self.path}: {k} was {a} and is now {b}: resume with {k}={a}, or choose another folder')
+    def rewind(self, step):
+        "Forget the logged rows from `step` on."
+        rewind(self._log, step)
     @property
     def done(self)->bool:
         "Has the stage finished? True once card.json is there."
