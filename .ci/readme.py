@@ -1,9 +1,9 @@
-"""Write README.md from nbs/index.ipynb: run it, keep its words and what its cells print.
+"""Run nbs/index.ipynb in place and write README.md from it: its words, and what its cells print.
 
     python .ci/readme.py
 No Quarto needed. Cells marked `#| hide` are left out, `#| echo: false` shows the output alone.
 """
-import re
+import re, subprocess
 from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
@@ -31,11 +31,14 @@ def relink(text):
     return text.replace(f']({REPO}', '](')
 
 def readme(path):
+    "The page, from a notebook that is executed, saved and cleaned on the way."
     nb = nbformat.read(path, 4)
     NotebookClient(nb, timeout=60, resources={'metadata': {'path': path.parent}}).execute()
+    nbformat.write(nb, path)
+    subprocess.run(['nbdev_clean', '--fname', path], cwd=ROOT, check=True)
     cells = [markdown(c).strip() for c in nb.cells]
     return relink('\n\n'.join(c for c in cells if c)) + '\n'
 
 if __name__ == '__main__':
-    head = '<!-- written by .ci/readme.py from nbs/index.ipynb: edit that -->\n'
+    head = '<!-- written by .ci/readme.py from nbs/index.ipynb: edit that -->\n\n'
     (ROOT/'README.md').write_text(head + readme(ROOT/'nbs/index.ipynb'), encoding='utf-8')
