@@ -8,8 +8,8 @@ __all__ = ['INK', 'DASH', 'HOSTILE', 'ORDER', 'REFLECT', 'METRICS', 'ticks', 'nu
 import html, math, re
 from datetime import timedelta
 
-# %% ../nbs/04_charts.ipynb #3fffe350
-INK = ('#2563eb', '#d97706', '#0d9488', '#be185d') # readable on white and on near-black
+# %% ../nbs/04_charts.ipynb #6234e662
+INK = ('#3b82f6', '#d97706', '#0d9488', '#be185d') # readable on white and on near-black
 DASH = ('', '6 3', '2 3', '8 3 2 3')
 
 def ticks(
