@@ -71,13 +71,13 @@ def token_logprobs(
     rows = max(1, 2**20 // logits.shape[-1])  # a 4 MiB float32 slice at a time
     return TokenLogprobs.apply(logits.flatten(0, 1), ids.flatten(), rows).view_as(ids)
 
-# %% ../nbs/42_grpo.ipynb #c8d2c00a
+# %% ../nbs/42_grpo.ipynb #8eebba2f
 def clipped_gain(
     ratio:Tensor,         # [N,T] policy / old policy
     adv:Tensor,           # [N,1] or [N,T]
     eps_low:float=0.2,    # the ratio stops paying below 1 - eps_low when adv < 0
     eps_high:float=0.2,   # and above 1 + eps_high when adv > 0
-    delta:float|None=None # cap on the ratio where clipping does not reach, None for none
+    delta:float|None=None # cap on the ratio for adv < 0, above 1 + eps_high
 )->Tensor:                # [N,T] what the policy gains
     "PPO's pessimistic minimum, with TRL's optional upper bound for adv < 0."
     inside = ratio.clamp(1 - eps_low, 1 + eps_high)
@@ -113,7 +113,7 @@ def token_weights(
     if loss_type == 'bnpo': here = here * rows / len(mask)
     return mask / (here if num_items is None else max(num_items, 1))
 
-# %% ../nbs/42_grpo.ipynb #1f15bdfe
+# %% ../nbs/42_grpo.ipynb #04ca86a1
 def grpo_loss(
     lp:Tensor,                # [N,T] under the policy being trained, nats
     old_lp:Tensor|None,       # [N,T] under the policy that sampled; None: the same policy
@@ -122,7 +122,7 @@ def grpo_loss(
     loss_type:str='grpo',     # 'grpo', 'dr_grpo', 'dapo' or 'bnpo'
     eps_low:float=0.2,        # clip below 1 - eps_low
     eps_high:float=0.2,       # clip above 1 + eps_high; R1's first RL stage: 10
-    delta:float|None=None,    # cap on the ratio when adv < 0
+    delta:float|None=None,    # cap on the ratio for adv < 0, above 1 + eps_high
     beta:float=0.,            # weight of the KL to the reference; R1: 0.001
     ref_lp:Tensor|None=None,  # [N,T] under the reference
     max_tokens:int|None=None, # dr_grpo: longest answer allowed
@@ -133,10 +133,11 @@ def grpo_loss(
     "GRPO as R1 used it (Nature eq. 1-3), with the normalisations that came after."
     require(not beta or ref_lp is not None, f'beta={beta} needs ref_lp, the reference log-probs')
     mask, adv = mask.to(lp.dtype), adv.to(lp.dtype)[:, None]
-    old_lp = lp.detach() if old_lp is None else old_lp
-    ratio = (lp - old_lp).masked_fill(mask == 0, 0).exp()
+    clean = lambda x: None if x is None else x.masked_fill(mask == 0, 0)  # padding: anything
+    lp, old_lp, ref_lp = clean(lp), clean(old_lp), clean(ref_lp)
+    ratio = (lp - (lp.detach() if old_lp is None else old_lp)).exp()
     loss = -clipped_gain(ratio, adv, eps_low, eps_high, delta)
-    kl = torch.zeros_like(loss) if ref_lp is None else k3(lp, ref_lp).masked_fill(mask == 0, 0)
+    kl = torch.zeros_like(loss) if ref_lp is None else k3(lp, ref_lp)
     if kl_ratio: kl = kl * ratio
     if beta: loss = loss + beta * kl
     loss = (loss * token_weights(mask, loss_type, max_tokens, num_items, num_rows)).sum()
