@@ -21,7 +21,8 @@ def execute(path, threads):
     "(seconds, slowest cell, error, cells that print something but store nothing) of one notebook"
     os.environ.update(OMP_NUM_THREADS=str(threads), HF_HUB_OFFLINE='1', PYDEVD_DISABLE_FILE_VALIDATION='1')
     nb, start, slowest, bare = nbformat.read(path, 4), time.time(), (0, 0), []
-    client = NotebookClient(nb, timeout=CELL*GRACE, resources={'metadata': {'path': path.parent}})
+    client = NotebookClient(nb, timeout=CELL*GRACE, resources={'metadata': {'path': path.parent}},
+                            extra_arguments=['--log-level=ERROR'])
     with client.setup_kernel():
         for i, cell in enumerate(nb.cells):
             if cell.cell_type != 'code' or SKIP.search(cell.source): continue

@@ -33,7 +33,8 @@ def relink(text):
 def readme(path):
     "The page, from a notebook that is executed, saved and cleaned on the way."
     nb = nbformat.read(path, 4)
-    NotebookClient(nb, timeout=60, resources={'metadata': {'path': path.parent}}).execute()
+    NotebookClient(nb, timeout=60, resources={'metadata': {'path': path.parent}},
+                   extra_arguments=['--log-level=ERROR']).execute()
     nbformat.write(nb, path)
     subprocess.run(['nbdev_clean', '--fname', path], cwd=ROOT, check=True)
     cells = [markdown(c).strip() for c in nb.cells]

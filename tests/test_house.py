@@ -166,4 +166,5 @@ def test_the_command_prints_one_line_each_and_fails(house):
     assert 'nbs/10_disc.ipynb:6: directive: unknown directive `#| expotrs`\n' in r.stdout
 
 def test_this_house_is_in_order():
-    assert check(HERE.parent) == []
+    broken = [': '.join(v) for v in check(HERE.parent)]
+    assert not broken[:5], f'{len(broken)} violations; python tests/house.py lists them'
