@@ -167,7 +167,7 @@ def column_mask(
     "Each new token sees the columns up to its own, row by row."
     return (torch.arange(S, device=pos.device) <= pos[..., None])[:, None]
 
-# %% ../nbs/10_attention.ipynb #3931d75a
+# %% ../nbs/10_attention.ipynb #2812624a
 def naive_attention(
     q_nope:Tensor,  # [B,T,H,nope]
     q_rope:Tensor,  # [B,T,H,d_r], turned
@@ -185,7 +185,8 @@ def naive_attention(
     q, k, v = (t.transpose(1, 2) for t in (torch.cat([q_nope, q_rope], -1), k, v))
     if mask is None and 1 < T < S: mask = causal_mask(T, S, q.device)
     causal = mask is None and T == S
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale).transpose(1, 2)
+    y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale)
+    return y.transpose(1, 2)
 
 # %% ../nbs/10_attention.ipynb #42f43f69
 def absorbed_attention(
