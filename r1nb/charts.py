@@ -6,9 +6,8 @@
 __all__ = ['INK', 'DASH', 'ORDER', 'REFLECT', 'METRICS', 'HOSTILE', 'ticks', 'number', 'text', 'figure', 'axes', 'smooth',
            'strokes', 'line_chart', 'curve_charts', 'bar_chart', 'columns', 'lineage', 'clean', 'real', 'short']
 
-# %% ../nbs/04_charts.ipynb #015e2bb3
+# %% ../nbs/04_charts.ipynb #5ed5bcc7
 import html, math, re
-from datetime import timedelta
 
 # %% ../nbs/04_charts.ipynb #6234e662
 INK = ('#3b82f6', '#d97706', '#0d9488', '#be185d') # readable on white and on near-black
@@ -244,10 +243,10 @@ def clean(
     s = HOSTILE.sub('\ufffd', str(s)).encode('utf-8', 'replace').decode()
     return s if len(s) <= limit else f'{s[:limit]} … {len(s)-limit} more characters'
 
-# %% ../nbs/04_charts.ipynb #05f610d4
+# %% ../nbs/04_charts.ipynb #2fcc1052
 def real(v)->bool:
-    "A finite number, and nothing that merely looks like one."
-    return isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
+    "A number of believable size, and nothing that merely looks like one."
+    return isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e30
 
 def short(
     v,               # a figure from a card, or whatever stood in its place
@@ -259,7 +258,9 @@ def short(
         return f'[{100*v[0]:.1f}, {100*v[1]:.1f}]' if ok else '–'
     if not real(v): return '–'
     if form == 'pct': return f'{100*v:.1f} %'
-    if form == 'clock': return re.sub('^0:0?', '', str(timedelta(seconds=round(v))))
+    if form == 'clock':
+        (m, s), h = divmod(round(v), 60), round(v)//3600
+        return f'{h}:{m%60:02}:{s:02}' if h else f'{m}:{s:02}'
     if form == 'si':
         p = min(max(int(math.log10(abs(v) or 1)//3), 0), 7)
         return f'{v/1000**p:.3g} {" kMGTPEZ"[p].strip()}'.strip()
