@@ -19,7 +19,8 @@ SKIP = re.compile(rf'^\s*#\s*\|\s*(({FLAGS})\s*:?\s*$|eval\s*:\s*false)', re.M)
 
 def execute(path, threads):
     "(seconds, slowest cell, error, cells that print something but store nothing) of one notebook"
-    os.environ.update(OMP_NUM_THREADS=str(threads), HF_HUB_OFFLINE='1', PYDEVD_DISABLE_FILE_VALIDATION='1')
+    os.environ.update(OMP_NUM_THREADS=str(threads), HF_HUB_OFFLINE='1',
+                      PYDEVD_DISABLE_FILE_VALIDATION='1')
     nb, start, slowest, bare = nbformat.read(path, 4), time.time(), (0, 0), []
     client = NotebookClient(nb, timeout=CELL*GRACE, resources={'metadata': {'path': path.parent}},
                             extra_arguments=['--log-level=ERROR'])
@@ -32,7 +33,7 @@ def execute(path, threads):
             except (CellExecutionError, DeadKernelError) as e:
                 return time.time()-start, slowest, f'cell {i}:\n{shorten(cell.source, str(e))}', []
             slowest = max(slowest, (time.time()-t, i))
-            if cell.outputs and not stored: bare.append(i)
+            if not stored and any(o.get('name') != 'stderr' for o in cell.outputs): bare.append(i)
     return time.time()-start, slowest, None, bare
 
 def shorten(source, error):

@@ -18,7 +18,9 @@ def process():
         stub.write_text('#!/bin/sh\nexit 0\n'); stub.chmod(0o755)
         env = dict(os.environ, PATH=f'{tmp}{os.pathsep}{os.environ["PATH"]}', HF_HUB_OFFLINE='1')
         shutil.rmtree(ROOT/'_proc', ignore_errors=True)
-        subprocess.run(['nbdev_proc_nbs', '--n_workers', '2'], cwd=ROOT, env=env, check=True)
+        run = subprocess.run(['nbdev_proc_nbs', '--n_workers', '2'], cwd=ROOT, env=env,
+                             capture_output=True, text=True)
+    if run.returncode: sys.exit('nbdev_proc_nbs: ' + run.stderr[run.stderr.rfind('\nException:'):].strip())
 
 def prose(cells):
     "Markdown without its code, which may hold anything."
