@@ -1,0 +1,106 @@
+"""The command as a user meets it: in a process of its own, with everything going wrong."""
+import json, os, re, signal, subprocess, sys, time
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MAIN = 'import sys; from r1nb.cli import main; sys.exit(main())'
+FAKE = '''
+import sys, types, time, errno
+from pathlib import Path
+def run(preset='nano', seed=0, out=None, steps=None, device='auto', reward='accuracy', resume=False, view=None, **kw):
+    view.stage('base', 2); view.step(0, reward=.1)
+    what = {what!r}
+    if what == 'wait': print('ready', flush=True); time.sleep(60)
+    if what == 'bug': return [][1]
+    if what == 'full': raise OSError(errno.ENOSPC, 'No space left on device', 'x/metrics.csv')
+    Path(out).mkdir(parents=True, exist_ok=True)
+    return dict(base=dict(pass1=.5, ci95=(.4, .6), n=100, mean_tokens=50, seconds=3), cons={{'1': .5, '4': .6}}, wall_seconds=12, seed=seed)
+sys.modules['r1nb.pipeline'] = types.SimpleNamespace(PRESETS=dict(nano=1, mini=2), run=run)
+'''
+
+def start(*args, code='', **kw):
+    env = dict(os.environ, PYTHONPATH=str(ROOT), PYTHONIOENCODING='utf-8', COLUMNS='80')
+    return subprocess.Popen([sys.executable, '-c', code + MAIN, *map(str, args)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw)
+
+def r1nb(*args, **kw):
+    p = start(*args, **kw)
+    out, err = p.communicate(timeout=120)
+    return p.returncode, out, err
+
+def test_help_imports_nothing_heavy():
+    heavy = ('torch', 'transformers', 'matplotlib', 'numpy', 'rich', 'IPython', 'datasets', 'tokenizers')
+    code = f'import sys\nfrom r1nb.cli import main\nfor a in ([], ["--help"], ["--version"], ["run", "--help"]): assert main(a) == 0\nprint([m for m in {heavy} if m in sys.modules])'
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT)))
+    assert r.returncode == 0 and r.stdout.strip().endswith('[]'), r.stdout + r.stderr
+
+def test_help_and_version():
+    from r1nb import __version__
+    code, out, _ = r1nb('--help')
+    assert code == 0 and re.findall(r'^  (\w+) ', out.split('Commands:')[1], re.M) == ['run', 'report', 'sample', 'doctor']
+    assert r1nb('--version')[1].strip() == f'r1nb {__version__}'
+
+@pytest.mark.parametrize('args, says', [
+    (['run', '--seed', '-1'], 'seed -1'), (['run', '--seed', 'x'], '--seed x'), (['run', '--steps', '0'], 'steps 0'),
+    (['run', '--device', 'cdua'], "did you mean 'cuda'"), (['run', '--reward', 'rand'], "did you mean 'random'"),
+    (['run', '--preset', 'nno'], "did you mean 'nano'?): choose nano or mini"), (['run', '--out', str(ROOT/'tests')], '--resume'),
+    (['run', '--out', __file__], 'is a file'), (['reprot'], "Did you mean 'report'"), (['run', '--sed', '1'], '--seed'), (['report'], 'RUN'),
+    (['report', '/nowhere/at/all'], '/nowhere/at/all'), (['sample', '/nowhere', 'Make'], '/nowhere'), (['run', 'extra'], 'extra')])
+def test_mistakes_are_one_line(args, says):
+    code, out, err = r1nb(*args, code=FAKE.format(what=''))
+    assert code == 2 and out == '' and err.count('\n') == 1 and says in err and 'Traceback' not in err, (code, out, err)
+
+def test_run_reports(tmp_path):
+    code, out, err = r1nb('run', '--seed', 3, '--out', tmp_path/'r', '--quiet', code=FAKE.format(what=''))
+    assert (code, err) == (0, ''), err
+    assert '50.0 %' in out and '60.0 % of 4' in out and f'report: {tmp_path}/r/report.html' in out and '== base' not in out
+    code, out, _ = r1nb('run', '--plain', '--out', tmp_path/'s', code=FAKE.format(what=''))
+    assert code == 0 and '== base' in out
+    (tmp_path/'r'/'x').touch()
+    assert r1nb('run', '--out', tmp_path/'r', code=FAKE.format(what=''))[0] == 2
+    assert r1nb('run', '--out', tmp_path/'r', '--resume', code=FAKE.format(what=''))[0] == 0
+
+def test_a_bug_is_one_line_and_a_file(tmp_path):
+    code, out, err = r1nb('run', '--out', tmp_path/'r', '--quiet', code=FAKE.format(what='bug'))
+    assert code == 1 and err.count('\n') == 1 and 'IndexError' in err
+    file = Path(re.search(r'saved in (.*)\)', err)[1])
+    assert 'Traceback' in file.read_text() and 'in run\nIndexError' in file.read_text()
+    file.unlink()
+
+def test_a_bug_without_a_disk_shows_itself(tmp_path):
+    full = FAKE.format(what='bug') + "\nimport tempfile\ndef mkstemp(*a): raise OSError(28, 'full')\ntempfile.mkstemp = mkstemp\n"
+    code, out, err = r1nb('run', '--out', tmp_path/'r', '--quiet', code=full)
+    assert code == 1 and 'Traceback' in err and 'IndexError' in err
+
+def test_full_disk(tmp_path):
+    code, out, err = r1nb('run', '--out', tmp_path/'r', '--quiet', code=FAKE.format(what='full'))
+    assert code == 2 and err.count('\n') == 1 and 'No space left' in err and '--resume' in err
+
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    p = start('run', '--seed', 7, '--out', tmp_path/'a b', '--quiet', code=FAKE.format(what='wait'))
+    assert p.stdout.readline() == 'ready\n'
+    p.send_signal(signal.SIGINT)
+    out, err = p.communicate(timeout=30)
+    assert p.returncode == 130 and 'Traceback' not in err
+    assert err.strip().splitlines()[-1].endswith(f"r1nb run --seed 7 --out '{tmp_path}/a b' --quiet --resume")
+
+def test_a_reader_that_leaves():
+    p = start('doctor', '--json')
+    p.stdout.close()
+    err = p.stderr.read()
+    assert p.wait(30) in (0, 141) and 'Traceback' not in err and 'Exception' not in err, err
+
+def test_doctor():
+    code, out, err = r1nb('doctor', '--json')
+    c = json.loads(out)
+    assert code == 0 and c['cores'] >= 1 and {'python', 'torch', 'compilers', 'extras', 'ram_gib'} <= set(c)
+    code, out, err = r1nb('doctor')
+    assert code == 0 and c['python'] in out
+    for extra, names in c['extras'].items():
+        assert f'[{extra}] ' in out
+        if None in names.values(): assert f'pip install "r1nb[{extra}]"' in out
+
+def test_report_command(tmp_path):
+    from test_report import make_run
+    code, out, err = r1nb('report', make_run(tmp_path/'run', ('base',)))
+    assert code == 0 and Path(out.strip()).read_text().startswith('<!doctype html>')
