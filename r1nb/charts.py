@@ -9,7 +9,7 @@ __all__ = ['INK', 'DASH', 'ORDER', 'REFLECT', 'METRICS', 'HOSTILE', 'ticks', 'nu
 # %% ../nbs/04_charts.ipynb #5ed5bcc7
 import html, math, re
 
-# %% ../nbs/04_charts.ipynb #6234e662
+# %% ../nbs/04_charts.ipynb #e1915400
 INK = ('#3b82f6', '#d97706', '#0d9488', '#be185d') # readable on white and on near-black
 DASH = ('', '6 3', '2 3', '8 3 2 3')
 
@@ -19,7 +19,7 @@ def ticks(
     n:int=4,   # roughly how many steps
 )->list:       # round numbers that cover lo..hi
     "Round positions for an axis: steps of 1, 2 or 5 times a power of ten."
-    raw = max((hi-lo)/n, 1e-12)
+    raw = max((hi-lo)/n, 1e-12) if hi > lo else 1
     p = 10**math.floor(math.log10(raw))
     step = next(m*p for m in (1, 2, 5, 10) if m*p >= raw*.999)
     first, last = math.floor(lo/step+1e-9), math.ceil(hi/step-1e-9)
@@ -69,7 +69,7 @@ def axes(
             text(0, top-10, ylabel, size=10, extra='opacity=".75"')]
     return X, Y, out
 
-# %% ../nbs/04_charts.ipynb #79cd92e7
+# %% ../nbs/04_charts.ipynb #e39cf772
 def smooth(
     y:list,     # values, one a step
     n:int=5,    # steps in the window
@@ -88,14 +88,15 @@ def strokes(line, X, Y, ink, dash, window):
         xs = [p[0] for p in band]
         out.append(f'<polygon points="{path([*zip(xs, lo), *zip(xs[::-1], hi[::-1])])}" '
                    f'fill="{ink}" opacity=".16"/>')
-    if window > 1 or len(pts) < 8:
-        out += [f'<circle cx="{X(p[0]):.1f}" cy="{Y(p[1]):.1f}" r="{2 if window > 1 else 3}" '
-                f'fill="{ink}" opacity="{.3 if window > 1 else 1}"/>' for p in pts]
+    faint = window > 1 and len(pts) > 2
+    if faint or len(pts) < 8:
+        out += [f'<circle cx="{X(p[0]):.1f}" cy="{Y(p[1]):.1f}" r="{2 if faint else 3}" '
+                f'fill="{ink}" opacity="{.3 if faint else 1}"/>' for p in pts]
     mean = zip([p[0] for p in pts], smooth([p[1] for p in pts], window))
     return out + [f'<polyline points="{path(mean)}" fill="none" stroke="{ink}" '
                   f'stroke-width="2" stroke-dasharray="{dash}" stroke-linejoin="round"/>']
 
-# %% ../nbs/04_charts.ipynb #9f58c999
+# %% ../nbs/04_charts.ipynb #b385e0e6
 def line_chart(
     title:str,        # what is drawn, shown above and read aloud
     series:dict,      # name -> [(x, y)] or [(x, y, lo, hi)], lo and hi the interval
@@ -114,7 +115,7 @@ def line_chart(
     ys = [u for v in series.values() for p in v for u in p[1:] if u is not None]
     ys = [u for u in ys if math.isfinite(u)] + ([level[0]] if level else [])
     w, h, box = 400, 236, (46, 60, 390, 200)
-    xt = xs if log else ticks(xs[0], xs[-1])
+    xt = xs if log else ticks(xs[0], max(xs[-1], xs[0]+4)) # steps are whole
     X, Y, out = axes(xt, ticks(min(0, *ys), max(ys)), box, xlabel, ylabel, unit, log)
     if level:
         out += [f'<line x1="46" x2="390" y1="{Y(level[0]):.1f}" y2="{Y(level[0]):.1f}" '

@@ -81,7 +81,7 @@ def run(
                            reward=reward, resume=resume, view=view)
     typer.echo(summary_table(summary)); typer.echo(f'report: {out/"report.html"}')
 
-# %% ../nbs/91_cli.ipynb #5dd073bc
+# %% ../nbs/91_cli.ipynb #4d752673
 def empty_or(
     resume:bool,  # was --resume given?
     out:Path,     # the run folder
@@ -105,11 +105,11 @@ def summary_table(
                              short(e.get('n')), short(e.get('mean_tokens')),
                              short(e.get('seconds'), 'clock')))
     cons = summary.get('cons') if isinstance(summary.get('cons'), dict) else {}
-    votes = ', '.join(f'{short(v, "pct")} of {k}' for k, v in cons.items())
-    return '\n'.join(rows + [f'majority votes: {votes}']*bool(votes)
+    votes = ', '.join(f'of {k} {short(v, "pct")}' for k, v in cons.items())
+    return '\n'.join(rows + [f'majority {votes}']*bool(votes)
                      + [f'in all {short(summary.get("wall_seconds"), "clock")}'])
 
-# %% ../nbs/91_cli.ipynb #d8f465c5
+# %% ../nbs/91_cli.ipynb #dcd9c9e3
 @app.command()
 def sample(
     checkpoint:Annotated[Path, typer.Argument(help='Folder with weights and tokenizer.')],
@@ -127,7 +127,8 @@ def sample(
     from r1nb.tokens import chat, tokenizer
     tok, model = tokenizer(checkpoint), R1Model.from_pretrained(checkpoint)
     ids = generate(model, [chat(' '.join(prompt))], most, temperature, seed=seed).ids[0]
-    typer.echo(coloured(tok.decode(ids, skip_special_tokens=False)))
+    said = tok.decode(ids, skip_special_tokens=False)
+    typer.echo(coloured(said.removesuffix('<|end|>').strip()))
 
 def coloured(
     response:str,  # a model's words

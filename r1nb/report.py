@@ -48,7 +48,7 @@ def read_run(
                     rows=read_rows(folder/n/'metrics.csv'))
             for n in [n for n in ORDER if n in here] + sorted(here - set(ORDER))}
 
-# %% ../nbs/08_report.ipynb #d2ecb6bc
+# %% ../nbs/08_report.ipynb #448e8dd0
 def evaluation(
     stage:dict,  # {config, card, rows}
 )->dict:         # pass1, ci95, n, mean_tokens …; {} if it was not evaluated
@@ -62,7 +62,8 @@ def votes(
     "The share of right majorities for each number of votes, with Wilson's interval."
     card = run.get('vote', {}).get('card', {})
     cons = card['cons'] if isinstance(card.get('cons'), dict) else {}
-    n = next((int(v) for v in (card.get('n'), cons.get('n')) if real(v) and v >= 1), 0)
+    ns = card.get('n'), cons.get('n'), evaluation({'card': card}).get('n')
+    n = next((int(v) for v in ns if real(v) and v >= 1), 0)
     return sorted((int(k), v, *proportion_ci(v*n, n)) for k, v in cons.items()
                   if k.isdecimal() and int(k) > 0 and real(v) and 0 <= v <= 1 and n)
 
@@ -210,7 +211,7 @@ def ledger(
     return (table(['stage', 'time', 'share', 'tokens/s', 'FLOP/s', '$ an hour', 'seed', 'version',
                    'commit'], rows) + ''.join(f'<p>{html.escape(clean(l))}</p>' for l in lines))
 
-# %% ../nbs/08_report.ipynb #69814ce0
+# %% ../nbs/08_report.ipynb #55588947
 def family(
     run:dict,  # as `read_run` gives it
 )->str:        # SVG
@@ -218,11 +219,13 @@ def family(
     parents, sha, v = {}, {}, votes(run)
     for n, s in run.items():
         if not s['card']: continue
-        ps = s['card'].get('parents')
-        ps = ps if isinstance(ps, list) else []
-        ps = [p for p in ps if isinstance(p, dict) and p.get('stage')]
-        parents[n] = [clean(p['stage'])[:20] for p in ps]
-        sha |= {clean(p['stage'])[:20]: f'sha {clean(p.get("sha256"))[:8]}' for p in ps}
+        ps, parents[n] = s['card'].get('parents'), []
+        for p in ps if isinstance(ps, list) else []:
+            if not isinstance(p, dict) or not p.get('stage'): continue
+            name, mark = clean(p['stage'])[:20], clean(p.get('sha256'))[:8]
+            if name not in run and sha.get(name, mark) != mark: name = f'{name} {mark[:4]}'
+            parents[n].append(name); sha[name] = mark
+    sha = {n: f'sha {mark}' for n, mark in sha.items()}
     told = {n: ['from elsewhere', sha[n]] for n in sha if n not in parents}
     for n in parents:
         e = evaluation(run[n])
@@ -231,7 +234,7 @@ def family(
         told[n] = now + [sha[k] for k in (n,) if k in sha]
     return lineage('Lineage', parents, told)
 
-# %% ../nbs/08_report.ipynb #c742e413
+# %% ../nbs/08_report.ipynb #c512cf31
 def page(
     title:str,  # for the window's bar
     body:str,   # HTML
@@ -258,21 +261,22 @@ def masthead(
     facts = ' · '.join(dict.fromkeys(html.escape(clean(f)) for f in facts))
     tiles = [f'<div class="tile"><span>{html.escape(n)}</span><b>{short(e["pass1"], "pct")}</b>'
              f'<span>{short(e.get("ci95"), "ci")}, n = {short(e.get("n"))}</span></div>'
-             for n, s in run.items() if (e := evaluation(s))]
+             for n, s in run.items() if n != 'vote' and (e := evaluation(s))]
     prose = ''.join(f'<p>{s}</p>' for s in rest)
     return (f'<small>r1nb · {facts}</small><h1>{first}</h1>{warn}{prose}'
             f'<div class="row tiles">{"".join(tiles)}</div>')
 
-# %% ../nbs/08_report.ipynb #d72d4be6
+# %% ../nbs/08_report.ipynb #10c5dfec
 def write_report(
     folder,  # a run folder, finished or not
 )->Path:     # its report.html
     "One page that needs nothing but itself, from the run folder alone."
     run, folder = read_run(folder), Path(folder)
-    e, v = {n: evaluation(s) for n, s in run.items() if evaluation(s)}, votes(run)
+    e, v = {n: evaluation(s) for n, s in run.items() if n != 'vote' and evaluation(s)}, votes(run)
     bars = [(n, x['pass1'], *x['ci95']) for n, x in e.items() if short(x.get('ci95'), 'ci') != '–']
     learned = [bar_chart('Solved at the first answer', bars, 'held-out problems, 95 % interval')]
-    level = (e['zero']['pass1'], 'pass@1') if 'zero' in e else None
+    one = evaluation(run.get('vote', {'card': {}})) or e.get('zero')
+    level = (one['pass1'], 'pass@1') if one else None
     if v: learned.append(line_chart('Majority vote', {'cons@k': v}, 'problems solved', 'votes k',
                                     '%', level=level, log=True))
     told = {n: s['card'].get('samples') for n, s in run.items()

@@ -102,7 +102,7 @@ def reading(
         return f'{100*v:.1f} % ±{50*(row[key+"_hi"] - row[key+"_lo"]):.0f}'
     return f'{100*v:.1f} %' if unit else f'{v:.3g}' if abs(v) < 1000 else f'{v:,.0f}'
 
-# %% ../nbs/06_view.ipynb #b916f62b
+# %% ../nbs/06_view.ipynb #ea5fd6de
 class PlainView(View):
     "Lines for logs: about ten a stage."
     pause, patience, due = 0, 0, 0
@@ -114,7 +114,7 @@ class PlainView(View):
         if what == 'stage':
             self.due = 0; self.say(f'== {s["name"]}' + (f': {s["note"]}' if s['note'] else ''))
         elif what == 'step' and (s['done'] >= self.due or s['done'] == s['total']):
-            self.due = s['done'] + max(1, s['total']//10)
+            self.due = s['done'] + (max(1, s['total']//10) if s['total'] else 5)
             if len(s['rows'][-1]) > 1: self.say(step_line(s))
         elif what == 'transcript':
             label, (prompt, said, ok) = list(self.said.items())[-1]
@@ -123,7 +123,7 @@ class PlainView(View):
         elif what == 'result':
             self.say('   {}: pass@1 {} {}, n {}, {} tokens, {}'.format(*self.results[-1]))
         elif what == 'note': self.say(f'   {self.remarks[-1]}')
-        elif what == 'done': self.say(f'   {short(s["seconds"], "clock")}')
+        elif what == 'done': self.say(f'   took {short(s["seconds"], "clock")}')
 
 def step_line(s:dict)->str:
     "Where a stage stands, in one line."
@@ -173,7 +173,7 @@ class RichView(PlainView):
         except Exception: self.live.stop(); raise
         if what == 'end': self.live.stop()
 
-# %% ../nbs/06_view.ipynb #79a6db78
+# %% ../nbs/06_view.ipynb #f1654c90
 def checklist(v:RichView)->list:
     "A line a stage: what is done, what runs, what is to come."
     lines, known = [], {s['name'] for s in v.stages}
@@ -186,6 +186,7 @@ def checklist(v:RichView)->list:
             k = 8*s['done']//s['total']
             line += v.text(' ' + '━'*k + '─'*(8-k), 'cyan')
             if (eta := left(s)) is not None: line += v.text(f' -{short(eta, "clock")}', 'dim')
+        elif now and s['done']: line += v.text(f' {s["done"]} steps', 'cyan')
         lines.append(line)
     to_come = [n for n in v.plan if n not in known] if known <= set(v.plan) else []
     return lines + [v.text(f'○ {n}', 'dim') for n in to_come]

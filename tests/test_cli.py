@@ -53,7 +53,7 @@ def test_mistakes_are_one_line(args, says):
 def test_run_reports(tmp_path):
     code, out, err = r1nb('run', '--seed', 3, '--out', tmp_path/'r', '--quiet', code=FAKE.format(what=''))
     assert (code, err) == (0, ''), err
-    assert '50.0 %' in out and '60.0 % of 4' in out and f'report: {tmp_path}/r/report.html' in out and '== base' not in out
+    assert '50.0 %' in out and 'of 4 60.0 %' in out and f'report: {tmp_path}/r/report.html' in out and '== base' not in out
     code, out, _ = r1nb('run', '--plain', '--out', tmp_path/'s', code=FAKE.format(what=''))
     assert code == 0 and '== base' in out
     (tmp_path/'r'/'x').touch()
