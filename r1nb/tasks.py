@@ -27,7 +27,7 @@ class Problem:
     task:str    # countdown, arithmetic, gym/<name>, gsm8k, math500, ...
     meta:dict = field(default_factory=dict, compare=False)  # what the check needs
 
-# %% ../nbs/02_tasks.ipynb #d7ff1e5e
+# %% ../nbs/02_tasks.ipynb #28d99322
 MAX_CHARS, MAX_DEPTH, MAX_DIGITS = 1000, 40, 12
 TOKEN = re.compile(r'\s*(?:([0-9]+(?:\.[0-9]+)?)|([-+*/()]))', re.ASCII)
 SIGNS = str.maketrans('×÷−\xa0', '*/- ')
@@ -44,7 +44,6 @@ def tokens_of(
         out.append(m[1] or m[2])
         require(len(out[-1]) <= MAX_DIGITS, f'{out[-1][:9]}...: over {MAX_DIGITS} digits')
         i = m.end()
-    require(out, 'empty: write an expression')
     return out
 
 # %% ../nbs/02_tasks.ipynb #76564425
@@ -102,12 +101,11 @@ def held_out(
     "Which split a countdown problem belongs to: a fact of its content."
     return _in_17th(f'{sorted(numbers)} {target}')
 
-# %% ../nbs/02_tasks.ipynb #d02623e6
+# %% ../nbs/02_tasks.ipynb #57d9c325
 def _combine(x, y, r):
     "One step (value, sign), the value whole and in 1..199; r in [0, 1) picks among the signs."
     low, high = (x, y) if x < y else (y, x)
-    ways = []
-    if x+y < 200: ways.append((x+y, '+'))
+    ways = [(x+y, '+')] if x+y < 200 else []
     if low < high: ways.append((high-low, '-'))
     if low > 1 and x*y < 200: ways.append((x*y, '*'))
     if low > 1 and high % low == 0: ways.append((high//low, '/'))
@@ -128,7 +126,7 @@ def random_path(
         pool.append((got[0], f'( {text} )' if pool else text))
     return pool[0]
 
-# %% ../nbs/02_tasks.ipynb #17f26f27
+# %% ../nbs/02_tasks.ipynb #f5c9fc46
 def _collect(n, draw):
     "n problems of draw(i), which may return None; none twice while fresh ones last."
     seen, out = Counter(), []
@@ -140,9 +138,9 @@ def _collect(n, draw):
             if not seen[p.id] or repeats > 20: break
         require(found, f'problem {i+1} of {n}: nothing fits in 100000 draws: '
                 'widen the sizes, the numbers or the targets')
-        if many := seen[found.id]: out.append(replace(found, id=f'{found.id}#{many+1}'))
-        else: out.append(found)
         seen[found.id] += 1
+        mark = f'#{seen[found.id]}' if seen[found.id] > 1 else ''
+        out.append(replace(found, id=found.id + mark))
     return out
 
 def _source(task, seed, split, max_number=1):
@@ -221,7 +219,7 @@ def read_number(
     require(low > 1 and math.gcd(top, low) == 1, f'{top}/{low}: not worked out to lowest terms')
     return Fraction(top, low)
 
-# %% ../nbs/02_tasks.ipynb #ca3a43c3
+# %% ../nbs/02_tasks.ipynb #ce46ac2e
 def grade(
     problem:Problem,  # the question
     answer:str,       # the answer alone, without the reasoning
@@ -230,7 +228,7 @@ def grade(
     task, meta = problem.task, problem.meta
     try:
         require(isinstance(answer, str), f'{type(answer).__name__}: an answer is text')
-        require(len(answer) <= MAX_CHARS, f'{len(answer)} characters: at most {MAX_CHARS} are read')
+        require(len(answer) <= MAX_CHARS, f'{len(answer)} characters: over {MAX_CHARS}')
         if 'target' in meta: return _grade_countdown(meta, answer)
         if 'tests' in meta: return False, 'a program: only running its tests can tell'
         if task.startswith('gym/') and (said := _grade_gym(problem, answer)): return said
@@ -240,7 +238,7 @@ def grade(
 def _grade_countdown(meta, answer):
     "Right value from the given numbers, each exactly (or at most) as often as given."
     value, used, given = evaluate(answer), Counter(numbers_used(answer)), Counter(meta['numbers'])
-    if more := used - given: return False, f'uses {(n := min(more))}, given {given[n]} times'
+    if more := used - given: return False, f'uses {(n := min(more))} ×{used[n]}, given ×{given[n]}'
     if meta.get('exact', True) and used != given: return False, f'leaves {min(given-used)} unused'
     ok = value == meta['target']
     return ok, f'makes {value}' + f', not {meta["target"]}'*(not ok)
@@ -252,7 +250,7 @@ def _grade_value(problem, answer):
     same = _plain(answer).replace(' ', '') == _plain(problem.gold).replace(' ', '')
     return same, 'the gold text' if same else 'not the gold text'
 
-# %% ../nbs/02_tasks.ipynb #f56184de
+# %% ../nbs/02_tasks.ipynb #3242110f
 def gym(
     name:str,           # a reasoning-gym task, such as 'chain_sum'
     n:int,              # how many problems
@@ -280,18 +278,22 @@ def _gym_scorer(name):
     "The task's data set, which scores; None where its module runs text as code."
     factory = optional('reasoning_gym.factory', "'r1nb[tasks]'")
     code = inspect.getsource(sys.modules[factory.DATASETS[name][0].__module__])
-    unsafe = re.search(r'\b(eval|exec|parse_expr|sympify)\(', code)
-    return None if unsafe else factory.create_dataset(name, size=1)
+    if re.search(r'\b(eval|exec|parse_expr|sympify)\(', code): return None
+    return factory.create_dataset(name, size=1)
 
-# %% ../nbs/02_tasks.ipynb #24fc7508
+# %% ../nbs/02_tasks.ipynb #c24d56e1
 def _grade_gym(problem, answer):
     "What the task's scorer says; None where it may not be asked."
-    if not (scorer := _gym_scorer(problem.task.removeprefix('gym/'))): return None
+    scorer = _gym_scorer(problem.task.removeprefix('gym/'))
+    if not scorer or read_number(problem.gold) is not None: return None
     require(not re.search(r'[0-9][eE]\+?[0-9]{3}', answer), 'a number with a huge exponent')
     entry = dict(question=problem.prompt, answer=problem.gold, metadata=problem.meta['entry'])
-    try: score = scorer.score_answer(answer.strip(), entry)
-    except Exception as e: return False, f'the scorer gave up: {type(e).__name__}'
-    return score == 1, f'scored {score:.2f}'
+    def right(text):
+        try: return scorer.score_answer(text, entry) == 1
+        except Exception: return False
+    ok = right(answer.strip())
+    if ok and any(map(right, ('nan', '?', '0'))): return None
+    return ok, "by reasoning-gym's scorer"
 
 # %% ../nbs/02_tasks.ipynb #3224a4bf
 SETS = {  # name: (repository on the hub, its configuration, its splits, local file)
@@ -319,7 +321,7 @@ def load(
         rows = enumerate(hub.load_dataset(repo, config, split=split))
     return [_to_problem(name, row, i, path or repo) for i, row in rows]
 
-# %% ../nbs/02_tasks.ipynb #7895b685
+# %% ../nbs/02_tasks.ipynb #ea8b713d
 def _read_jsonl(path):
     "[(line number from 0, object)] of a JSON-lines file; a line that is not one is named."
     with on_disk(path): lines = Path(path).read_bytes().split(b'\n')
@@ -344,8 +346,7 @@ def _to_problem(name, row, i, where):
     if name in ('humaneval', 'mbpp'):
         text, tests = get('prompt', 'text'), get('test', 'test_list')
         if name == 'mbpp': text += '\nYour code should pass these tests:\n' + '\n'.join(tests)
-        meta = {k: row[k] for k in ('entry_point', 'test_setup_code') if k in row} | {'tests': tests}
-        return Problem(key, text, get('canonical_solution', 'code'), name, meta)
+        return Problem(key, text, get('canonical_solution', 'code'), name, dict(row, tests=tests))
     gold = str(get('answer')).split('####')[-1].strip()
     meta = {k: row[k] for k in ('solution', 'subject', 'level', 'url') if k in row}
     return Problem(key, get('problem', 'question'), gold, name, meta)
