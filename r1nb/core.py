@@ -296,7 +296,7 @@ def _commit():
     ask = ['git', '-C', str(root), 'describe', '--always', '--dirty', '--exclude=*', '--abbrev=40']
     return subprocess.run(ask, capture_output=True, text=True).stdout.strip() or None
 
-# %% ../nbs/00_core.ipynb #f062b773
+# %% ../nbs/00_core.ipynb #778b69cf
 class Stage:
     "One stage of a run: config.json first, metrics.csv as it goes, card.json last."
     def __init__(self,
@@ -326,6 +326,7 @@ class Stage:
     def done(self)->bool: return (self.path/'card.json').exists()
     @property
     def card(self)->dict:
+        "What `finish` wrote."
         require(self.done, f'{self.path}: unfinished, it has no card.json: resume the run first')
         return _loads(self.path/'card.json', 'delete it and resume, which finishes the stage again')
     def finish(self, **card):
