@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from .core import R1Error, require
 
-# %% ../nbs/10_attention.ipynb #6f0e96b1
+# %% ../nbs/10_attention.ipynb #5bcb1b5c
 @dataclass(frozen=True)
 class AttentionConfig:
     "The numbers that fix a latent-attention layer, under DeepSeek's own names."
@@ -28,7 +28,7 @@ class AttentionConfig:
     max_position_embeddings:int = 512   # longest sequence, tokens
     rope_theta:float = 10000.           # base of the rotary frequencies
     rope_scaling:dict|None = None       # YaRN settings as in DeepSeek's config.json
-    rms_norm_eps:float = 1e-6
+    rms_norm_eps:float = 1e-6           # added under the root of the layer's norms
     initializer_range:float = 0.02      # std of every fresh weight
 
     def __post_init__(self):
@@ -151,11 +151,11 @@ class LatentCache:
         "Drop all rows but these (int64 indices)."
         self.data = self.data.index_select(1, rows)
 
-# %% ../nbs/10_attention.ipynb #b9072c9f
+# %% ../nbs/10_attention.ipynb #c2707f4a
 def causal_mask(
     T:int,        # new tokens
     S:int,        # all tokens, the new ones last
-    device=None,
+    device=None,  # where the mask lives
 )->Tensor:        # bool [1,1,T,S]
     "Each new token sees every token up to itself."
     return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)[None, None]
