@@ -7,8 +7,10 @@ vLLM lives in an environment of its own, and this file asks its python to run:
 import json, os, subprocess, sys
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 import pytest
 import torch
+import r1nb
 from r1nb.model import R1Config, R1Model
 from r1nb.tokens import chat
 
@@ -25,6 +27,7 @@ SHAPES = dict(nano=NANO,
 PROMPTS = [chat(f'Make {t} from {n} .') for t, n in
            ((43, '20 4 16 11'), (24, '1 5 5 5'), (99, '9 11 1'), (10, '3 3 3'))]
 NEW = 48
+SHIPPED = Path(r1nb.__file__).parent/'assets'
 ASK = '''
 import json, sys
 from vllm import LLM, SamplingParams
@@ -55,21 +58,28 @@ def theirs(model, prompt):
 
 @pytest.mark.parametrize('shape', SHAPES)
 def test_three_programs_write_the_same(shape, tmp_path):
-    transformers = pytest.importorskip('transformers')
-    if not python(): pytest.skip('set R1NB_VLLM_PYTHON to the python of an environment with vLLM')
     torch.manual_seed(0)
     model = R1Model(SHAPES[shape]).eval()
     for name, b in model.named_buffers():
         if name.endswith('_bias'): b.normal_(std=.1)
-    model.save_pretrained(tmp_path/'model')
+    compare(model.save_pretrained(tmp_path/'model'), tmp_path)
+
+@pytest.mark.parametrize('folder', sorted(p.parent for p in SHIPPED.glob('*/model.safetensors')),
+                         ids=lambda p: p.name)
+def test_shipped_models(folder, tmp_path): compare(folder, tmp_path)
+
+def compare(folder, tmp_path):
+    transformers = pytest.importorskip('transformers')
+    if not python(): pytest.skip('set R1NB_VLLM_PYTHON to the python of an environment with vLLM')
+    model = R1Model.from_pretrained(folder).eval()
     want = [ours(model, p) for p in PROMPTS]
     assert len({tuple(w) for w in want}) == len(want)   # the prompt matters, or nothing is shown
-    hf = transformers.AutoModelForCausalLM.from_pretrained(tmp_path/'model').eval()
+    hf = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     assert [theirs(hf, p) for p in PROMPTS] == want
     (tmp_path/'ask.py').write_text(ASK)
     env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
     env |= dict(VLLM_MLA_DISABLE='1', VLLM_CPU_KVCACHE_SPACE='1', HF_HUB_OFFLINE='1')
-    r = subprocess.run([python(), tmp_path/'ask.py', tmp_path/'model', json.dumps(PROMPTS), str(NEW)],
+    r = subprocess.run([python(), tmp_path/'ask.py', folder, json.dumps(PROMPTS), str(NEW)],
                        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
     said = dict(l.split(' ', 1) for l in r.stdout.splitlines() if l.startswith(('IDS ', 'CHAT ')))
     assert 'IDS' in said and 'CHAT' in said, r.stdout[-2000:] + r.stderr[-4000:]
