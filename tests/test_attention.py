@@ -119,8 +119,8 @@ def test_equals_transformers_bf16(seed):
         m.bfloat16()(x.bfloat16(), *rope).float(),
         their_output(m, x, torch.bfloat16).float(),
     )
-    # bf16: 8 significant bits, rounded in about ten places; ours may stray from fp32 no further than twice theirs does
-  
+    # bf16: 8 significant bits, rounded in about ten places;
+    # ours may stray from fp32 no further than twice theirs does
     size = want32.abs().mean()
     assert (got - want32).abs().mean() <= 2 * (want - want32).abs().mean() + 2**-9 * size
     assert (got - want).abs().mean() <= 2**-4 * size

@@ -110,8 +110,8 @@ def test_equals_transformers_bf16(seed):
         torch.randn(3, 17, c.hidden_size).bfloat16(),
     )
     want, got = theirs(m, c).bfloat16()(x).float(), m(x).float()
-    # bf16: 8 significant bits;
-    # the gate is applied before, not after, the last product. Routing is fp32 in both: no token strays
+    # bf16: 8 significant bits; the gate is applied before, not after, the last product.
+    # Routing is fp32 in both: no token strays
     assert (got - want).abs().max() <= 2**-5 * want.abs().max()
 
 
