@@ -1,4 +1,4 @@
-"""The whole model against transformers' over odd shapes, and checkpoints that are broken or hostile."""
+"""The whole model against transformers' over odd shapes, and broken or hostile checkpoints."""
 import json, math, shutil
 from dataclasses import replace
 import pytest
@@ -106,7 +106,8 @@ def test_round_trip(name, tmp_path, ids):
     if c.n_routed_experts: assert back.config == c == read_config(tmp_path/'a')
     assert torch.equal(m(ids), back(ids))
     back.save_pretrained(tmp_path/'b')
-    assert (tmp_path/'a/model.safetensors').read_bytes() == (tmp_path/'b/model.safetensors').read_bytes()
+    one, two = (tmp_path/f/'model.safetensors' for f in 'ab')
+    assert one.read_bytes() == two.read_bytes()
     assert (tmp_path/'a/tokenizer.json').exists() == (c.vocab_size == 256)
     assert all(p.requires_grad for p in back.parameters())
 
@@ -136,7 +137,8 @@ def test_cache_positions_and_context(ids):
     parts = [m(ids[:, :30], cache=cache), m(ids[:, 30:45], cache=cache)]
     parts += [m(ids[:, t:t+1], cache=cache) for t in range(45, 50)]
     assert (torch.cat(parts, 1) - m(ids)).abs().max() < 1e-4
-    with pytest.raises(R1Error, match='51 tokens in a cache made for 50'): m(ids[:, :1], cache=cache)
+    with pytest.raises(R1Error, match='51 tokens in a cache made for 50'):
+        m(ids[:, :1], cache=cache)
     for bad in (ids[0], ids.float(), ids[:, :0], ids.bool()):
         with pytest.raises(R1Error, match=r'must be whole numbers \[B,T\]'): m(bad)
     with pytest.raises(R1Error, match='token id -1 is not'): m(ids*0 - 1)
@@ -148,9 +150,10 @@ def test_first_call_while_sampling_does_not_spoil_training(ids):
     m(ids).sum().backward()
 
 def test_only_sigmoid_gates_are_saved(tmp_path):
-    tiny = replace(V2_LITE, hidden_size=32, num_hidden_layers=2, num_attention_heads=1, vocab_size=9,
-                   kv_lora_rank=8, n_routed_experts=8, moe_intermediate_size=8, intermediate_size=8)
-    with pytest.raises(R1Error, match="scoring_func='softmax'"): R1Model(tiny).save_pretrained(tmp_path/'x')
+    tiny = replace(V2_LITE, hidden_size=32, num_hidden_layers=2, num_attention_heads=1,
+                   vocab_size=9, kv_lora_rank=8, n_routed_experts=8, moe_intermediate_size=8, intermediate_size=8)
+    with pytest.raises(R1Error, match="scoring_func='softmax'"):
+        R1Model(tiny).save_pretrained(tmp_path/'x')
     assert not (tmp_path/'x').exists()
 
 # ---- numbers that cannot be -------------------------------------------------------------------
@@ -165,7 +168,8 @@ def test_only_sigmoid_gates_are_saved(tmp_path):
     ('scoring_func', 'tanh\n'), ('rope_scaling', [1]), ('rope_scaling', {}),
     ('rope_scaling', {'type': 'linear', 'factor': 2}), ('rope_scaling', {'type': 'yarn'}),
     ('rope_scaling', YARN | {'factor': 0}), ('rope_scaling', YARN | {'factor': '8'}),
-    ('rope_scaling', YARN | {'attention_factor': 1.}), ('rope_scaling', YARN | {'mscale': math.nan})])
+    ('rope_scaling', YARN | {'attention_factor': 1.}),
+    ('rope_scaling', YARN | {'mscale': math.nan})])
 def test_absurd_numbers(field, value):
     with pytest.raises(R1Error) as e: replace(NANO, **{field: value})
     said = str(e.value)
@@ -173,10 +177,13 @@ def test_absurd_numbers(field, value):
     assert field in said or field in ('topk_group',) or 'rope_scaling' in said
 
 @pytest.mark.parametrize('change,said', [
-    (dict(model_type='llama'), "model_type='llama'"), (dict(hidden_act='gelu'), "hidden_act='gelu'"),
-    (dict(attention_bias=True), 'attention_bias=True'), (dict(tie_word_embeddings=True), 'tie_word'),
+    (dict(model_type='llama'), "model_type='llama'"),
+    (dict(hidden_act='gelu'), "hidden_act='gelu'"),
+    (dict(attention_bias=True), 'attention_bias=True'),
+    (dict(tie_word_embeddings=True), 'tie_word'),
     (dict(quantization_config={'quant_method': 'fp8'}), "'fp8'"),
-    (dict(num_key_value_heads=1), 'num_key_value_heads=1'), (dict(rope_interleave=False), 'interleave'),
+    (dict(num_key_value_heads=1), 'num_key_value_heads=1'),
+    (dict(rope_interleave=False), 'interleave'),
     (dict(rope_scaling='yarn'), 'must be an object'), (dict(hidden_size=-5), 'hidden_size=-5'),
     (dict(rope_parameters={'rope_type': 'llama3', 'factor': 8}), 'llama3'),
     (dict(num_experts_per_tok=64), 'num_experts_per_tok=64')])
@@ -194,6 +201,7 @@ def tensors(change):
         change(t)
         save_file(t, d/'model.safetensors')
     return damage
+def cut(f): f.write_bytes(f.read_bytes()[:-9])
 def text(name, s): return lambda d: (d/name).write_bytes(s)
 def index(d, where):
     (d/'model.safetensors').rename(d/'part.safetensors')
@@ -203,8 +211,7 @@ BROKEN = {
     'no folder': (lambda d: shutil.rmtree(d), 'config.json is missing'),
     'no weights': (lambda d: (d/'model.safetensors').unlink(), 'only safetensors are read'),
     'pickle': (lambda d: (d/'model.safetensors').rename(d/'pytorch_model.bin'), 'only safetensors'),
-    'cut': (lambda d: (d/'model.safetensors').write_bytes((d/'model.safetensors').read_bytes()[:-9]),
-            'is damaged'),
+    'cut': (lambda d: cut(d/'model.safetensors'), 'is damaged'),
     'empty': (text('model.safetensors', b''), 'is damaged'),
     'long header': (text('model.safetensors', b'\xff'*64), 'is damaged'),
     'noise': (text('model.safetensors', b'\x10' + bytes(7) + b'{"a":{"dtype":"X"}}'), 'is damaged'),
@@ -233,11 +240,11 @@ BROKEN = {
     'nan': (tensors(lambda t: t[Q].fill_(math.nan)), 'q_proj.weight holds a NaN'),
     'other head': (tensors(lambda t: t[LAST + 'shared_head.head.weight'].add_(1)),
                    'shared_head.head.weight differs from lm_head.weight'),
-    'outside': (lambda d: index(d, {'weight_map': {Q: '../m/part.safetensors'}}), 'no file of the folder'),
-    'absolute': (lambda d: index(d, {'weight_map': {Q: str(d/'part.safetensors')}}), 'no file of the'),
-    'no shard': (lambda d: index(d, {'weight_map': {Q: 'model-2.safetensors'}}), 'no file of the folder'),
+    'outside': (lambda d: index(d, {'weight_map': {Q: '../m/part.safetensors'}}), 'no file of'),
+    'absolute': (lambda d: index(d, {'weight_map': {Q: str(d/'part.safetensors')}}), 'no file of'),
+    'no shard': (lambda d: index(d, {'weight_map': {Q: 'model-2.safetensors'}}), 'no file of'),
     'no map': (lambda d: index(d, {'weight_map': [1]}), 'has no weight_map'),
-    'number': (lambda d: index(d, {'weight_map': {Q: 3}}), 'no file of the folder'),
+    'number': (lambda d: index(d, {'weight_map': {Q: 3}}), 'no file of'),
     'lying map': (lambda d: index(d, {'weight_map': {'x': 'part.safetensors'}}), 'is damaged'),
     'short map': (lambda d: index(d, {'weight_map': {Q: 'part.safetensors'}}), 'lacks'),
 }
@@ -263,7 +270,7 @@ def test_mtp_is_all_there_or_absent(good, tmp_path):
     tensors(lambda t: [t.pop(k) for k in list(t) if k.startswith(LAST)])(d)
     assert load(d).config == replace(NANO, num_nextn_predict_layers=0)
     d = shutil.copytree(good, tmp_path/'n')       # the copies of embedding and head may be left out
-    tensors(lambda t: [t.pop(LAST + k) for k in ('embed_tokens.weight', 'shared_head.head.weight')])(d)
+    tensors(lambda t: [t.pop(LAST + k) for k in room.TWINS])(d)
     assert load(d).config == NANO
 
 # ---- saving -----------------------------------------------------------------------------------

