@@ -151,7 +151,8 @@ def test_first_call_while_sampling_does_not_spoil_training(ids):
 
 def test_only_sigmoid_gates_are_saved(tmp_path):
     tiny = replace(V2_LITE, hidden_size=32, num_hidden_layers=2, num_attention_heads=1,
-                   vocab_size=9, kv_lora_rank=8, n_routed_experts=8, moe_intermediate_size=8, intermediate_size=8)
+                   vocab_size=9, kv_lora_rank=8, n_routed_experts=8, moe_intermediate_size=8,
+                   intermediate_size=8)
     with pytest.raises(R1Error, match="scoring_func='softmax'"):
         R1Model(tiny).save_pretrained(tmp_path/'x')
     assert not (tmp_path/'x').exists()
