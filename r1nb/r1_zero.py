@@ -20,14 +20,14 @@ from .tasks import Problem
 from .tokens import chat
 from .train import adamw, flops, packs, pad, set_rate
 
-# %% ../nbs/43_r1_zero.ipynb #d4ae4638
+# %% ../nbs/43_r1_zero.ipynb #8d469775
 @dataclass(frozen=True)
 class ZeroConfig:
     "What a run of R1-Zero needs to know."
-    steps:int = 50          # optimiser steps
+    steps:int = 60          # optimiser steps
     prompts:int = 16        # problems a step
     G:int = 16              # answers per problem
-    max_new:int = 134       # most tokens an answer
+    max_new:int = 160       # most tokens an answer
     lr:float = 3e-4         # peak step size, falling linearly
     floor:float = .2        # final rate as a share of the peak
     scale:str = 'none'      # advantage divided by: 'group', 'batch', 'none'
