@@ -35,25 +35,40 @@ def number(
         if abs(v) >= size: return f'{v/(1e3 if letter == "k" else size):.3g}{letter}'
     return f'{v:.4g}'
 
-# %% ../nbs/04_charts.ipynb #30722efd
-def text(x, y, s, anchor='start', size=11, extra=''):
+# %% ../nbs/04_charts.ipynb #3eaf0499
+def text(
+    x:float, # pixels from the left
+    y:float, # pixels from the top, of the baseline
+    s,       # anything; escaped
+    anchor:str='start', # 'start', 'middle' or 'end': which end of the text is at x
+    size:int=11,        # of the font, pixels
+    extra:str='',       # further SVG attributes, ours only
+)->str:      # SVG text
     "One escaped SVG label in the colour of the page's own ink."
     return (f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" '
             f'fill="currentColor" {extra}>{html.escape(str(s))}</text>')
 
-def figure(w, h, title, says, body):
+def figure(
+    w:int,     # width, pixels
+    h:int,     # height, pixels
+    title:str, # above the picture
+    says:str,  # what it shows, in a sentence
+    body:list, # SVG texts
+)->str:        # SVG text
     "An SVG with a title for the eye and the same title, and what it says, for a screen reader."
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" width="{w}" '
             f'height="{h}" role="img" font-family="system-ui,sans-serif" style="max-width:100%;'
             f'height:auto"><title>{html.escape(title)}</title><desc>{html.escape(says)}</desc>'
             + text(0, 14, title, size=13, extra='font-weight="600"') + ''.join(body) + '</svg>')
 
-# %% ../nbs/04_charts.ipynb #05c3d9ce
+# %% ../nbs/04_charts.ipynb #89c1bb05
 def axes(
     x:list,          # tick positions along x
     y:list,          # tick positions along y
     box:tuple,       # left, top, right, bottom of the plot, pixels
-    xlabel:str, ylabel:str, unit:str='', # unit of y; '%' shows fractions as percent
+    xlabel:str,      # name of x with its unit
+    ylabel:str,      # name of y with its unit
+    unit:str='',     # of y; '%' shows fractions as percent
     log:bool=False,  # x in powers of two
 )->tuple:            # X and Y, functions from data to pixels, and the SVG of grid and labels
     "Grid, tick labels and axis names; everything else is drawn with the two functions returned."
@@ -69,7 +84,7 @@ def axes(
             text(0, top-10, ylabel, size=10, extra='opacity=".75"')]
     return X, Y, out
 
-# %% ../nbs/04_charts.ipynb #e39cf772
+# %% ../nbs/04_charts.ipynb #cfd17d30
 def smooth(
     y:list,     # values, one a step
     n:int=5,    # steps in the window
@@ -77,7 +92,14 @@ def smooth(
     "A trailing mean: sixteen prompts a step is a noisy ruler."
     return [sum(w)/len(w) for w in (y[max(0, i-n+1):i+1] for i in range(len(y)))]
 
-def strokes(line, X, Y, ink, dash, window):
+def strokes(
+    line:list,  # [(x, y)] or [(x, y, lo, hi)]
+    X,          # from x to pixels, as `axes` returns it
+    Y,          # from y to pixels
+    ink:str,    # colour
+    dash:str,   # SVG dash pattern; '' is a solid line
+    window:int, # steps averaged into the line
+)->list:        # SVG texts
     "One series as band, faint raw points and a line through their running mean."
     pts = [p for p in line if p[1] is not None and math.isfinite(p[1])]
     band = [p for p in pts if len(p) > 3 and None not in p[2:4] and math.isfinite(p[2]+p[3])]
@@ -96,11 +118,12 @@ def strokes(line, X, Y, ink, dash, window):
     return out + [f'<polyline points="{path(mean)}" fill="none" stroke="{ink}" '
                   f'stroke-width="2" stroke-dasharray="{dash}" stroke-linejoin="round"/>']
 
-# %% ../nbs/04_charts.ipynb #b385e0e6
+# %% ../nbs/04_charts.ipynb #84a51438
 def line_chart(
     title:str,        # what is drawn, shown above and read aloud
     series:dict,      # name -> [(x, y)] or [(x, y, lo, hi)], lo and hi the interval
-    ylabel:str='', xlabel:str='step', # axis names with their units
+    ylabel:str='',    # name of y with its unit
+    xlabel:str='step', # name of x with its unit
     unit:str='',      # '%' shows fractions as percent
     window:int=1,     # steps averaged into the line; raw values stay as dots
     level:tuple=None, # (value, name) of a horizontal line to compare with
@@ -244,8 +267,10 @@ def clean(
     s = HOSTILE.sub('\ufffd', str(s)).encode('utf-8', 'replace').decode()
     return s if len(s) <= limit else f'{s[:limit]} … {len(s)-limit} more characters'
 
-# %% ../nbs/04_charts.ipynb #2fcc1052
-def real(v)->bool:
+# %% ../nbs/04_charts.ipynb #5b29419d
+def real(
+    v,   # anything a file may hold
+)->bool: # can it be shown as a figure?
     "A number of believable size, and nothing that merely looks like one."
     return isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e30
 

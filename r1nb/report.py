@@ -14,7 +14,7 @@ from .charts import real, short
 from .core import proportion_ci, require, write_atomic
 from .view import View
 
-# %% ../nbs/08_report.ipynb #3134a09b
+# %% ../nbs/08_report.ipynb #438cf333
 def read_rows(
     path:Path,  # a metrics.csv, perhaps still being written
 )->list:        # dicts of floats
@@ -28,7 +28,9 @@ def read_rows(
     rows = [dict(zip(head, map(value, r))) for r in rows if len(r) == len(head)]
     return [{k: v for k, v in r.items() if real(v)} for r in rows]
 
-def read_json(path:Path)->dict:
+def read_json(
+    path:Path,  # perhaps missing, perhaps damaged
+)->dict:        # what it holds
     "A JSON object; {} where there is none to read."
     try: d = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError): return {}
@@ -67,10 +69,11 @@ def votes(
     return sorted((int(k), v, *proportion_ci(v*n, n)) for k, v in cons.items()
                   if k.isdecimal() and int(k) > 0 and real(v) and 0 <= v <= 1 and n)
 
-# %% ../nbs/08_report.ipynb #31ab1def
+# %% ../nbs/08_report.ipynb #23b5fa5e
 def gap(
-    a:dict, b:dict,  # two evaluations
-)->str:              # text
+    a:dict,  # an evaluation
+    b:dict,  # another
+)->str:      # text
     "How far b is above a, and whether their intervals let us say so."
     out, ca, cb = f'{100*(b["pass1"] - a["pass1"]):+.1f} points', a.get('ci95'), b.get('ci95')
     if '–' in (short(ca, 'ci'), short(cb, 'ci')): return out
@@ -234,7 +237,7 @@ def family(
         told[n] = now + [sha[k] for k in (n,) if k in sha]
     return lineage('Lineage', parents, told)
 
-# %% ../nbs/08_report.ipynb #c512cf31
+# %% ../nbs/08_report.ipynb #959a5dd4
 def page(
     title:str,  # for the window's bar
     body:str,   # HTML
@@ -249,8 +252,9 @@ def page(
             f'<body class="r1b"><main class="r1">{body}</main></body></html>\n')
 
 def masthead(
-    run:dict, name:str,  # as `read_run` gives it, and the folder's name
-)->str:                  # HTML
+    run:dict,  # as `read_run` gives it
+    name:str,  # of the folder
+)->str:        # HTML
     "The headline, what is missing, and one tile for each evaluated model."
     first, *rest = map(html.escape, map(clean, findings(run)))
     missing = [n for n in ORDER if not run.get(n, {}).get('card')]

@@ -102,7 +102,7 @@ def reading(
         return f'{100*v:.1f} % ±{50*(row[key+"_hi"] - row[key+"_lo"]):.0f}'
     return f'{100*v:.1f} %' if unit else f'{v:.3g}' if abs(v) < 1000 else f'{v:,.0f}'
 
-# %% ../nbs/06_view.ipynb #ea5fd6de
+# %% ../nbs/06_view.ipynb #bf1de8b8
 class PlainView(View):
     "Lines for logs: about ten a stage."
     pause, patience, due = 0, 0, 0
@@ -125,7 +125,9 @@ class PlainView(View):
         elif what == 'note': self.say(f'   {self.remarks[-1]}')
         elif what == 'done': self.say(f'   took {short(s["seconds"], "clock")}')
 
-def step_line(s:dict)->str:
+def step_line(
+    s:dict,  # a stage
+)->str:      # one line
     "Where a stage stands, in one line."
     last, eta = s['rows'][-1], left(s)
     facts = [f'{METRICS[k][0]} {reading(last, k)}' for k in METRICS if k in last]
@@ -173,8 +175,10 @@ class RichView(PlainView):
         except Exception: self.live.stop(); raise
         if what == 'end': self.live.stop()
 
-# %% ../nbs/06_view.ipynb #f1654c90
-def checklist(v:RichView)->list:
+# %% ../nbs/06_view.ipynb #cae58e76
+def checklist(
+    v:RichView,  # what has happened
+)->list:         # lines
     "A line a stage: what is done, what runs, what is to come."
     lines, known = [], {s['name'] for s in v.stages}
     for s in v.stages:
@@ -191,7 +195,12 @@ def checklist(v:RichView)->list:
     to_come = [n for n in v.plan if n not in known] if known <= set(v.plan) else []
     return lines + [v.text(f'○ {n}', 'dim') for n in to_come]
 
-def curves(v:RichView, width:int, tall:int, most:int)->list:
+def curves(
+    v:RichView, # what has happened
+    width:int,  # columns there are
+    tall:int,   # rows of a curve
+    most:int,   # rows in all
+)->list:        # lines
     "The running stage's metrics, or those of the last stage that had any."
     seen = [(s, [k for k in METRICS if any(k in r for r in s['rows'])]) for s in v.stages]
     s, keys = next((sk for sk in reversed(seen) if sk[1]), (None, []))
@@ -204,8 +213,13 @@ def curves(v:RichView, width:int, tall:int, most:int)->list:
                 for line, (name, value) in zip(drawn, labels)]
     return out
 
-# %% ../nbs/06_view.ipynb #6a3360de
-def words(v:RichView, label:str, width:int, most:int)->list:
+# %% ../nbs/06_view.ipynb #ce58eef5
+def words(
+    v:RichView, # what has happened
+    label:str,  # 'before' or 'after'
+    width:int,  # columns there are
+    most:int,   # rows there are
+)->list:        # lines
     "One transcript, cut in its middle so that the answer stays in sight."
     if label not in v.said: return [v.text(f'{label}: to come', 'dim')]
     prompt, said, ok = v.said[label]
@@ -216,14 +230,20 @@ def words(v:RichView, label:str, width:int, most:int)->list:
     for l in lines: l.highlight_regex(REFLECT, 'bold yellow'); l.highlight_regex(r'</?\w+>', 'dim')
     return [head, *lines]
 
-def table(v:RichView)->list:
+def table(
+    v:RichView,  # what has happened
+)->list:         # lines, none before the first result
     "The results as lines."
     line = '{:<18}{:>8}  {:<14}{:>7}{:>8}{:>8}'.format
     head = v.text(line('results', 'pass@1', '95 %', 'n', 'tokens', 'time'), 'bold')
     return [head, *(v.text(line(*r)) for r in v.results)] if v.results else []
 
-# %% ../nbs/06_view.ipynb #0b7f60f8
-def beside(a:list, b:list, width:int):
+# %% ../nbs/06_view.ipynb #416e8e21
+def beside(
+    a:list,    # lines to the left
+    b:list,    # lines to the right
+    width:int, # columns of the left side
+):             # what rich can print
     "Two lists of lines side by side, the left one `width` wide."
     from rich.console import Group
     from rich.table import Table
@@ -231,7 +251,11 @@ def beside(a:list, b:list, width:int):
     t.add_row(Group(*a), Group(*b))
     return t
 
-def frame(v:RichView, width:int, height:int):
+def frame(
+    v:RichView, # what has happened
+    width:int,  # columns of the terminal
+    height:int, # its rows
+):              # what rich can print
     "The whole picture, fitted to the terminal: stages and curves, transcripts, results."
     from rich.console import Group
     wide, todo, rows = width >= 76, checklist(v), table(v)

@@ -1,27 +1,32 @@
 """The command as a user meets it: in a process of its own, with everything going wrong."""
-import json, os, re, signal, subprocess, sys, time
+import json, math, os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
+from r1nb.cli import main
 
 ROOT = Path(__file__).parent.parent
 MAIN = 'import sys; from r1nb.cli import main; sys.exit(main())'
 FAKE = '''
 import sys, types, time, errno
 from pathlib import Path
-def run(preset='nano', seed=0, out=None, steps=None, device='auto', reward='accuracy', resume=False, view=None, **kw):
+def run(preset='nano', seed=0, out=None, steps=None, device='auto', reward='accuracy',
+        resume=False, view=None, **kw):
     view.stage('base', 2); view.step(0, reward=.1)
     what = {what!r}
     if what == 'wait': print('ready', flush=True); time.sleep(60)
     if what == 'bug': return [][1]
     if what == 'full': raise OSError(errno.ENOSPC, 'No space left on device', 'x/metrics.csv')
     Path(out).mkdir(parents=True, exist_ok=True)
-    return dict(base=dict(pass1=.5, ci95=(.4, .6), n=100, mean_tokens=50, seconds=3), cons={{'1': .5, '4': .6}}, wall_seconds=12, seed=seed)
+    return dict(base=dict(pass1=.5, ci95=(.4, .6), n=100, mean_tokens=50, seconds=3),
+                cons={{'1': .5, '4': .6}}, wall_seconds=12, seed=seed)
 sys.modules['r1nb.pipeline'] = types.SimpleNamespace(PRESETS=dict(nano=1, mini=2), run=run)
 '''
 
 def start(*args, code='', **kw):
     env = dict(os.environ, PYTHONPATH=str(ROOT), PYTHONIOENCODING='utf-8', COLUMNS='80')
-    return subprocess.Popen([sys.executable, '-c', code + MAIN, *map(str, args)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw)
+    command = [sys.executable, '-c', code + MAIN, *map(str, args)]
+    return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, **kw)
 
 def r1nb(*args, **kw):
     p = start(*args, **kw)
@@ -29,36 +34,99 @@ def r1nb(*args, **kw):
     return p.returncode, out, err
 
 def test_help_imports_nothing_heavy():
-    heavy = ('torch', 'transformers', 'matplotlib', 'numpy', 'rich', 'IPython', 'datasets', 'tokenizers')
-    code = f'import sys\nfrom r1nb.cli import main\nfor a in ([], ["--help"], ["--version"], ["run", "--help"]): assert main(a) == 0\nprint([m for m in {heavy} if m in sys.modules])'
-    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT)))
+    heavy = ('torch', 'transformers', 'matplotlib', 'numpy', 'rich', 'IPython', 'datasets',
+             'tokenizers')
+    code = ('import sys\nfrom r1nb.cli import main\n'
+            'for a in ([], ["--help"], ["--version"], ["run", "--help"]): assert main(a) == 0\n'
+            f'print([m for m in {heavy} if m in sys.modules])')
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                       env=dict(os.environ, PYTHONPATH=str(ROOT)))
     assert r.returncode == 0 and r.stdout.strip().endswith('[]'), r.stdout + r.stderr
 
 def test_help_and_version():
     from r1nb import __version__
     code, out, _ = r1nb('--help')
-    assert code == 0 and re.findall(r'^  (\w+) ', out.split('Commands:')[1], re.M) == ['run', 'report', 'sample', 'doctor']
+    listed = re.findall(r'^  (\w+) ', out.split('Commands:')[1], re.M)
+    assert code == 0 and listed == ['run', 'report', 'sample', 'doctor']
     assert r1nb('--version')[1].strip() == f'r1nb {__version__}'
 
 @pytest.mark.parametrize('args, says', [
-    (['run', '--seed', '-1'], 'seed -1'), (['run', '--seed', 'x'], '--seed x'), (['run', '--steps', '0'], 'steps 0'),
-    (['run', '--device', 'cdua'], "did you mean 'cuda'"), (['run', '--reward', 'rand'], "did you mean 'random'"),
-    (['run', '--preset', 'nno'], "did you mean 'nano'?): choose nano or mini"), (['run', '--out', str(ROOT/'tests')], '--resume'),
-    (['run', '--out', __file__], 'is a file'), (['reprot'], "Did you mean 'report'"), (['run', '--sed', '1'], '--seed'), (['report'], 'RUN'),
-    (['report', '/nowhere/at/all'], '/nowhere/at/all'), (['sample', '/nowhere', 'Make'], '/nowhere'), (['run', 'extra'], 'extra')])
+    (['run', '--seed', '-1'], 'seed -1'), (['run', '--seed', 'x'], '--seed x'),
+    (['run', '--seed', '9'*30], 'too large'), (['run', '--steps', '0'], 'steps 0'),
+    (['run', '--device', 'cdua'], "did you mean 'cuda'"),
+    (['run', '--reward', 'rand'], "did you mean 'random'"),
+    (['run', '--preset', 'nno'], "did you mean 'nano'?): choose nano or mini"),
+    (['run', '--out', str(ROOT/'tests')], '--resume'), (['run', '--out', __file__], 'is a file'),
+    (['run', '--out', 'x'*300], 'mend that'), (['run', '--sed', '1'], '--seed'),
+    (['run', 'extra'], 'extra'), (['reprot'], "Did you mean 'report'"), (['report'], 'RUN'),
+    (['report', '/nowhere/at/all'], '/nowhere/at/all'), (['report', 'a\nb\x1b[2J'], 'a b\ufffd[2J'),
+    (['sample', '/nowhere', 'Make'], '/nowhere')])
 def test_mistakes_are_one_line(args, says):
-    code, out, err = r1nb(*args, code=FAKE.format(what=''))
-    assert code == 2 and out == '' and err.count('\n') == 1 and says in err and 'Traceback' not in err, (code, out, err)
+    one_line(says, *args, code=FAKE.format(what=''))
+
+def one_line(says, *args, **kw):
+    code, out, err = r1nb(*args, **kw)
+    assert code == 2 and out == '', (code, out, err)
+    assert err.count('\n') == 1 and says in err and 'Traceback' not in err, err
+
+NANO = ROOT/'r1nb'/'assets'/'nano'
+ASK = 'Make 43 from 20 4 16 11 .'
+
+@pytest.mark.parametrize('args, says', [
+    ([''], 'is empty'), (['Make 43 from bananas .'], "'bananas'"), (['Make <|end|>'], "'<|end|>'"),
+    (['Make '*2000], 'shorten the prompt'), (['Make '*300], 'lower max_new to 211'),
+    ([ASK, '--max-new', 0], 'max_new 0'), ([ASK, '--seed', -1], 'seed -1'),
+    ([ASK, '--temperature', 'nan'], 'temperature nan'), ([ASK, '--temperature', 1e-40], '1e-40')])
+def test_mistakes_of_asking(capfd, args, says): asked(capfd, says, NANO, *args)
+
+def asked(capfd, says, *args):
+    "`one_line` in this process, which loads torch once."
+    assert main(['sample', *map(str, args)]) == 2
+    out, err = capfd.readouterr()
+    assert out == '' and err.count('\n') == 1 and says in err, err
+
+def damage(folder, how):
+    "A copy of the shipped base with one thing wrong in it."
+    from safetensors.torch import load_file, save_file
+    weights = shutil.copytree(NANO, folder)/'model.safetensors'
+    state = load_file(weights)
+    name = sorted(state)[2]
+    if how == 'cut': weights.write_bytes(weights.read_bytes()[:100_000])
+    elif how == 'gone': weights.unlink()
+    elif how == 'missing': save_file({k: v for k, v in state.items() if k != name}, weights)
+    elif how == 'extra': save_file(state | {'odd': state[name].clone()}, weights)
+    elif how == 'shape': save_file(state | {name: state[name][:3].clone()}, weights)
+    elif how == 'nan': save_file(state | {name: state[name]*math.nan}, weights)
+    else: (folder/how).write_text('{"a":')
+    return name
+
+@pytest.mark.parametrize('how, says', [
+    ('cut', 'is damaged'), ('gone', 'no model.safetensors'), ('missing', 'lacks 1 tensor'),
+    ('extra', "'odd'"), ('shape', 'config.json wants'), ('nan', 'NaN'),
+    ('config.json', 'config.json is not'), ('tokenizer.json', 'tokenizer.json is damaged')])
+def test_damaged_checkpoints(tmp_path, capfd, how, says):
+    name = damage(tmp_path/'c', how)
+    asked(capfd, says, tmp_path/'c', ASK)
+    if how in ('missing', 'shape', 'nan'): asked(capfd, name, tmp_path/'c', ASK)
+
+def test_sample_on_a_latin_terminal(capfd):
+    plain = "import sys; sys.stdout.reconfigure(encoding='latin-1', errors='strict'); "
+    ask = ['sample', str(NANO), ASK, '--temperature', '100']
+    code, out, err = r1nb(*ask, code=plain)
+    assert (code, err) == (0, '') and out.isascii(), (code, out, err)
+    assert main(ask) == 0 and not capfd.readouterr().out.isascii(), 'nothing to replace: other seed'
 
 def test_run_reports(tmp_path):
-    code, out, err = r1nb('run', '--seed', 3, '--out', tmp_path/'r', '--quiet', code=FAKE.format(what=''))
+    fine = FAKE.format(what='')
+    code, out, err = r1nb('run', '--seed', 3, '--out', tmp_path/'r', '--quiet', code=fine)
     assert (code, err) == (0, ''), err
-    assert '50.0 %' in out and 'of 4 60.0 %' in out and f'report: {tmp_path}/r/report.html' in out and '== base' not in out
-    code, out, _ = r1nb('run', '--plain', '--out', tmp_path/'s', code=FAKE.format(what=''))
+    for s in ('50.0 %', 'of 4 60.0 %', f'report: {tmp_path}/r/report.html'): assert s in out
+    assert '== base' not in out
+    code, out, _ = r1nb('run', '--plain', '--out', tmp_path/'s', code=fine)
     assert code == 0 and '== base' in out
     (tmp_path/'r'/'x').touch()
-    assert r1nb('run', '--out', tmp_path/'r', code=FAKE.format(what=''))[0] == 2
-    assert r1nb('run', '--out', tmp_path/'r', '--resume', code=FAKE.format(what=''))[0] == 0
+    assert r1nb('run', '--out', tmp_path/'r', code=fine)[0] == 2
+    assert r1nb('run', '--out', tmp_path/'r', '--resume', code=fine)[0] == 0
 
 def test_a_bug_is_one_line_and_a_file(tmp_path):
     code, out, err = r1nb('run', '--out', tmp_path/'r', '--quiet', code=FAKE.format(what='bug'))
@@ -68,7 +136,11 @@ def test_a_bug_is_one_line_and_a_file(tmp_path):
     file.unlink()
 
 def test_a_bug_without_a_disk_shows_itself(tmp_path):
-    full = FAKE.format(what='bug') + "\nimport tempfile\ndef mkstemp(*a): raise OSError(28, 'full')\ntempfile.mkstemp = mkstemp\n"
+    full = FAKE.format(what='bug') + '''
+import tempfile
+def mkstemp(*a): raise OSError(28, 'full')
+tempfile.mkstemp = mkstemp
+'''
     code, out, err = r1nb('run', '--out', tmp_path/'r', '--quiet', code=full)
     assert code == 1 and 'Traceback' in err and 'IndexError' in err
 
@@ -82,7 +154,8 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     p.send_signal(signal.SIGINT)
     out, err = p.communicate(timeout=30)
     assert p.returncode == 130 and 'Traceback' not in err
-    assert err.strip().splitlines()[-1].endswith(f"r1nb run --seed 7 --out '{tmp_path}/a b' --quiet --resume")
+    again = f"r1nb run --seed 7 --out '{tmp_path}/a b' --quiet --resume"
+    assert err.strip().splitlines()[-1].endswith(again)
 
 def test_a_reader_that_leaves():
     p = start('doctor', '--json')
@@ -93,7 +166,8 @@ def test_a_reader_that_leaves():
 def test_doctor():
     code, out, err = r1nb('doctor', '--json')
     c = json.loads(out)
-    assert code == 0 and c['cores'] >= 1 and {'python', 'torch', 'compilers', 'extras', 'ram_gib'} <= set(c)
+    assert code == 0 and c['cores'] >= 1
+    assert {'python', 'torch', 'compilers', 'extras', 'ram_gib'} <= set(c)
     code, out, err = r1nb('doctor')
     assert code == 0 and c['python'] in out
     for extra, names in c['extras'].items():

@@ -5,14 +5,17 @@ from rich.console import Console
 from r1nb.core import R1Error
 from r1nb.view import Diary, PlainView, RichView, View, WidgetView, frame, left, spark
 
-HOSTILE = '\x1b[2J\x1b]0;title\x07[red]bold[/nothing] \u202e <think> Wait \ud800 </think>' + ' word'*400
+HOSTILE = ('\x1b[2J\x1b]0;title\x07[red]bold[/nothing] \u202e <think> Wait \ud800 </think>'
+           + ' word'*400)
 
 def play(v, stages=('base', 'zero', 'vote'), n=30, text='<think> Wait </think>'):
     with v:
         for name in stages:
             v.stage(name, n, 'note')
             v.transcript('before', text, text, False)
-            for i in range(n): v.step(i, reward=i/n, accuracy=.5, accuracy_lo=.4, accuracy_hi=.6, mean_tokens=90+i, loss=math.nan, odd=3)
+            for i in range(n):
+                v.step(i, reward=i/n, accuracy=.5, accuracy_lo=.4, accuracy_hi=.6,
+                       mean_tokens=90+i, loss=math.nan, odd=3)
             v.transcript('after', text, text, True)
             v.result(name, .5, (.4, .6), 512, 90., 10.)
         v.note(text)
@@ -20,11 +23,14 @@ def play(v, stages=('base', 'zero', 'vote'), n=30, text='<think> Wait </think>')
 
 def rich(width=80, height=24, encoding='utf-8', **kw):
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
-    return RichView('r1nb', console=Console(file=file, width=width, height=height, force_terminal=True, force_jupyter=False, **kw)), file
+    console = Console(file=file, width=width, height=height, force_terminal=True,
+                      force_jupyter=False, **kw)
+    return RichView('r1nb', console=console), file
 
 def shown(file): return file.buffer.getvalue().decode(file.encoding)
 
-@pytest.mark.parametrize('size', [(80, 24), (80, 50), (40, 10), (20, 5), (10, 3), (76, 24), (120, 35), (300, 100)])
+@pytest.mark.parametrize('size', [(80, 24), (80, 50), (40, 10), (20, 5), (10, 3), (76, 24),
+                                  (120, 35), (300, 100)])
 @pytest.mark.parametrize('encoding', ['utf-8', 'ascii', 'latin-1'])
 def test_any_terminal(size, encoding):
     v, file = rich(*size, encoding)
@@ -36,7 +42,7 @@ def test_any_terminal(size, encoding):
 def test_fits_80x24_with_everything():
     v, _ = rich()
     v.draw = lambda what: None
-    play(v, ('base', 'zero', 'traces', 'student_base', 'student_distilled', 'student_rl', 'vote'), text=HOSTILE)
+    play(v, v.plan, text=HOSTILE)
     v.results = v.results[:5]
     console = Console(file=io.StringIO(), width=80, color_system=None, force_jupyter=False)
     console.print(frame(v, 80, 24))
@@ -52,7 +58,8 @@ def test_broken_terminal_never_stops_a_run(monkeypatch):
     class Gone(io.StringIO):
         def write(self, s): raise BrokenPipeError
     monkeypatch.setattr(sys, 'stdout', Gone())
-    play(PlainView()); play(RichView(console=Console(file=Gone(), force_terminal=True, force_jupyter=False)))
+    play(PlainView())
+    play(RichView(console=Console(file=Gone(), force_terminal=True, force_jupyter=False)))
     closed = io.StringIO(); closed.close()
     monkeypatch.setattr(sys, 'stdout', closed)
     play(PlainView())
@@ -86,11 +93,13 @@ def test_plain_is_short(capsys):
 def test_steps_may_be_numpy_or_nonsense():
     import numpy as np
     v = View()
-    v.step(0, reward=np.float32(.5), accuracy=None, loss=math.inf, reflection='many', mean_tokens=np.int64(3), truncated=True)
+    v.step(0, reward=np.float32(.5), accuracy=None, loss=math.inf, reflection='many',
+           mean_tokens=np.int64(3), truncated=True)
     assert v.stages[0]['rows'] == [{'step': 0, 'reward': .5, 'mean_tokens': 3}]
 
 def test_estimate_after_a_resume():
-    s = dict(ok=None, total=100, done=90, first=(time.perf_counter() - 10, 80), begun=time.perf_counter() - 50)
+    now = time.perf_counter()
+    s = dict(ok=None, total=100, done=90, first=(now - 10, 80), begun=now - 50)
     assert 9 < left(s) < 11
     assert left(s | dict(ok=True)) is None and left(s | dict(total=0)) is None
     assert left(s | dict(done=80)) is not None
