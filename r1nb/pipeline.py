@@ -6,13 +6,14 @@
 __all__ = ['ASSETS', 'PRESETS', 'Preset', 'measure', 'asking', 'show', 'begin', 'evaluate', 'reinforce', 'expect', 'conclude',
            'collect', 'distil', 'reading', 'stages', 'follow', 'settle', 'run', 'recipe', 'summarise']
 
-# %% ../nbs/48_pipeline.ipynb #556be409
-import json, math
+# %% ../nbs/48_pipeline.ipynb #b993b0ff
+import hashlib, json, math
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 import torch
 from . import __version__
+from .charts import short
 from .core import Meter, Stage, on_disk, require, sha256, write_atomic
 from .eval import behaviour, score
 from .lineage import FIGURES, SHOWN, Run, alone, bill, finish, gather, parents, pick_device
@@ -129,7 +130,7 @@ def evaluate(
     show(run, name, found, meter.seconds)
     finish(run, s, parents=parents((parent, checkpoint)), **found, **bill(run, meter))
 
-# %% ../nbs/48_pipeline.ipynb #80fca7c3
+# %% ../nbs/48_pipeline.ipynb #cbabdb29
 def reinforce(
     run:Run,         # where
     p:Preset,        # how
@@ -140,7 +141,7 @@ def reinforce(
     of:dict|None=None, # what the budget adds up: stage -> operations
 ):
     "A stage of GRPO: train, save, measure."
-    goal = f'until {c.flops/1e12:.2f} T operations are spent' if c.flops else f'{c.reward} reward'
+    goal = f'until {short(c.flops, "si")} operations are spent' if c.flops else f'{c.reward} reward'
     settings = asdict(c) | dict(train=p.train, checkpoint=sha256(checkpoint))
     s = begin(run, name, 0 if c.flops else c.steps, f'GRPO, {goal}', **settings)
     if s is None: return
@@ -204,7 +205,7 @@ def collect(
     finish(run, s, ['traces.jsonl'], parents=parents(('zero', teacher)), asked=len(rows), kept=kept,
            tokens=tokens, flops=asking(model, traces), **paid)
 
-# %% ../nbs/48_pipeline.ipynb #8272ebe9
+# %% ../nbs/48_pipeline.ipynb #ea65bee9
 def distil(
     run:Run,   # where
     p:Preset,  # how
@@ -217,8 +218,9 @@ def distil(
             'give the teacher more steps')
     batch = min(p.batch, len(pairs))
     total = p.epochs*(len(pairs)//batch)
-    s = begin(run, name, total, f'{len(pairs)} verified traces', traces=sha256(source), lr=p.lr,
-              student=sha256(p.student), epochs=p.epochs, batch=batch)
+    read = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+    s = begin(run, name, total, f'{len(pairs)} verified traces', lessons=read, epochs=p.epochs,
+              student=sha256(p.student), batch=batch, lr=p.lr)
     if s is None: return
     model = R1Model.from_pretrained(p.student, run.device)
     opt = adamw(model, p.lr)
