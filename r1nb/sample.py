@@ -297,7 +297,7 @@ class Samples:
     drafted:int = 0       # tokens proposed by the MTP module
     accepted:int = 0      # of these, kept
 
-# %% ../nbs/15_sample.ipynb #5715f37c
+# %% ../nbs/15_sample.ipynb #44864444
 @torch.inference_mode()
 def generate(
     model:R1Model,           # any device
@@ -327,7 +327,7 @@ def generate(
         if not gpu or n % 8 == 0:  # asking a GPU means waiting for it
             left = int(alive.sum())
             if left == 0: break
-            if left < (.5 if gpu else .9)*len(rows):
+            if left < (.5*len(rows) - 32 if gpu else .9*len(rows)):
                 keep = alive.nonzero()[:, 0]
                 cache.keep(keep)
                 rows, first, token, alive = rows[keep], first[keep], token[keep], alive[keep]

@@ -5,17 +5,16 @@
 # %% auto #0
 __all__ = ['law', 'accept', 'Speculator', 'begin', 'turn', 'speculate']
 
-# %% ../nbs/16_speculate.ipynb #c4b1b502
+# %% ../nbs/16_speculate.ipynb #1355738f
 from types import SimpleNamespace
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from .core import require
 from .model import R1Model
 from .sample import Fold, Samples, as_bias, check_request, collect, draw, prefill, record, sees
 from .tokens import END, PAD
 
-# %% ../nbs/16_speculate.ipynb #c6f67783
+# %% ../nbs/16_speculate.ipynb #0fb23b2e
 def law(
     logits:Tensor,      # [...,V]
     temperature:float,  # 0: all weight on the most likely token
@@ -23,7 +22,7 @@ def law(
     "The distribution that `generate` draws from."
     lp = (logits.float()/(temperature or 1)).log_softmax(-1)
     if temperature: return lp.exp(), lp
-    return F.one_hot(lp.argmax(-1), lp.shape[-1]).to(lp.dtype), lp
+    return torch.zeros_like(lp).scatter_(-1, lp.argmax(-1, keepdim=True), 1.), lp
 
 # %% ../nbs/16_speculate.ipynb #d85e3223
 def accept(
@@ -114,7 +113,7 @@ def turn(
     r.q.copy_(q)
     r.draft.copy_(draw(q, r.u[:, 3:]))
 
-# %% ../nbs/16_speculate.ipynb #0c7af884
+# %% ../nbs/16_speculate.ipynb #8033268b
 @torch.inference_mode()
 def speculate(
     model:R1Model,           # with an MTP module
@@ -136,7 +135,7 @@ def speculate(
     columns = lambda: s.cache.data.shape[2] if gpu else int(r.pos.max()) + 2
     while True:
         left = int(r.alive.sum()) if not gpu or n % 8 == 1 else len(rows)
-        if left < (.5 if gpu else .9)*len(rows) or left == 0:
+        if left < (.5*len(rows) - 32 if gpu else .9*len(rows)) or left == 0:
             for k, v in whole.items(): v[rows] = getattr(r, k)
             if left == 0: break
             keep = r.alive[:, 0].nonzero()[:, 0]
