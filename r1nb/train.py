@@ -7,10 +7,10 @@ __all__ = ['NANO', 'BASES', 'adamw', 'shuffled', 'warm_stable_decay', 'set_rate'
            'descend', 'text_loss', 'save_state', 'load_state', 'pretrain', 'make_base', 'pad', 'packs', 'sft_gradient',
            'sft', 'flops']
 
-# %% ../nbs/14_train.ipynb #4c2dbfe2
+# %% ../nbs/14_train.ipynb #902b4d8f
 import hashlib, json, random, time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 from .core import Meter, R1Error, hardware, on_disk, require, sha256, write_atomic
-from .corpus import corpus
+from .corpus import Habits, corpus
 from .model import R1Config, R1Model, count
 from .moe import MoE, balance_losses, update_biases
 from .ranks import Ranks
@@ -219,7 +219,7 @@ NANO = R1Config(n_routed_experts=4, moe_intermediate_size=128, initializer_range
 BASES = {'nano': NANO, 'nano-student': replace(NANO, hidden_size=96, num_hidden_layers=2,
                                                intermediate_size=192, moe_intermediate_size=64)}
 
-# %% ../nbs/14_train.ipynb #095db499
+# %% ../nbs/14_train.ipynb #d8a8b000
 def make_base(
     name:str,            # a name in BASES
     folder,              # where the checkpoint and its card go
@@ -228,20 +228,23 @@ def make_base(
     batch:int=256,       # windows of 256 tokens a step
     seed:int=0,          # of text, weights and order
     device:str='cpu',    # or 'cuda'
+    habits:Habits=Habits(), # who wrote what it reads
 )->dict:                 # the card
     "Pretrain a shipped base from nothing; run again after a kill, it goes on."
     require(name in BASES, f'base {name!r} is unknown: choose from {", ".join(BASES)}')
     require(min(docs, steps, batch) > 0, f'{docs} documents, {steps} steps of {batch}: too few')
     folder, lr, rows = Path(folder), 3e-3, []
     with on_disk(folder): folder.parent.mkdir(parents=True, exist_ok=True)
-    with Meter() as writing: text = torch.from_numpy(corpus(docs, seed, shard=min(docs, 20_000)))
+    with Meter() as writing:
+        text = torch.from_numpy(corpus(docs, seed, habits, shard=min(docs, 20_000)))
     torch.manual_seed(seed)
     model, state = R1Model(BASES[name]).to(device), folder.with_name(f'{folder.name}.state')
     with Meter() as reading:
         pretrain(model, shuffled(text, 256, seed), steps, lr, batch, rows.append, state)
     with on_disk(folder): (folder/'card.json').unlink(missing_ok=True)
     model.save_pretrained(folder)
-    card = dict(base=name, seed=seed, documents=docs, corpus_tokens=len(text),
+    card = dict(base=name, seed=seed, habits=asdict(habits),
+        documents=docs, corpus_tokens=len(text),
         corpus_sha256=hashlib.sha256(text.numpy()).hexdigest(), steps=steps, batch=batch, T=256,
         lr=lr, read_tokens=steps*batch*256, parameters=count(BASES[name]),
         curve=[[r['step'], r['loss'], r['mtp']] for r in rows],
@@ -277,12 +280,12 @@ def packs(
         out[-1].append(i)
     return out
 
-# %% ../nbs/14_train.ipynb #face4038
+# %% ../nbs/14_train.ipynb #477d769f
 def sft_gradient(
     model:R1Model,      # collects gradients
     rows:list[tuple],   # of all ranks
     ranks:Ranks=Ranks(),  # who shares the work
-    budget:int=8192,    # tokens in a micro-batch
+    budget:int=2048,    # tokens in a micro-batch
 )->float:               # loss, nats a response token
     "Gradient of the mean loss over all response tokens of the batch."
     n, loss, mine = sum(len(r) for _, r in rows), 0., ranks.share(rows)
