@@ -79,7 +79,7 @@ def policy_loss(
         stats['entropy'] = (-(p.exp()*p).sum(-1)*mask).sum().item()/max(stats['tokens'], 1)
     return loss, stats
 
-# %% ../nbs/43_r1_zero.ipynb #bbfe3a9b
+# %% ../nbs/43_r1_zero.ipynb #0d0ac60d
 def learn(
     model:R1Model,          # changed in place
     opt,                    # its optimiser, changed too
@@ -87,7 +87,7 @@ def learn(
     adv:list[float|None],   # advantage of each; None: left out
     c:ZeroConfig,           # loss, clip range
     ranks:Ranks=Ranks(),    # who shares the batch
-    budget:int=8192,        # tokens in a micro-batch
+    budget:int=2048,        # tokens in a micro-batch: small ones stay in cache
 )->dict:                    # statistics over all ranks
     "One step of policy gradient on freshly sampled answers."
     rows = [(chat(t.prompt), t.ids, t.lp, a) for t, a in zip(traces, adv) if a is not None]
