@@ -1,4 +1,4 @@
-"""Sampling on a GPU: recorded = eager = CPU, word for word, and words a second. Prints one JSON object.
+"""Sampling on a GPU: recorded = eager = CPU, word for word, and words a second. Prints JSON.
 
 python tests/gpu_sample.py [--batches 1,8,64,512] [--layers 3,24] [--new 128] [--model FOLDER]
 Without a GPU it runs the same code unrecorded: a rehearsal, not a measurement.

@@ -1,9 +1,10 @@
-"""Sampling and speculation on small random models of many shapes: the lessons are in rooms 15 and 16."""
+"""Sampling and speculation on small random models of many shapes (the lessons: rooms 15, 16)."""
 from dataclasses import replace
 import pytest, torch
 from r1nb.core import R1Error
 from r1nb.model import R1Config, R1Model
-from r1nb.sample import (Fold, Replay, Step, as_bias, choose, draw, generate, nucleus, prefill, sees)
+from r1nb.sample import (Fold, Replay, Step, as_bias, choose, draw, generate, nucleus, prefill,
+                         sees)
 from r1nb.attention import LatentCache
 from r1nb.speculate import accept, law, speculate
 
