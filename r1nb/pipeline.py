@@ -51,7 +51,7 @@ class Preset:
 
 PRESETS = dict(nano=Preset())
 
-# %% ../nbs/48_pipeline.ipynb #ca6dbb92
+# %% ../nbs/48_pipeline.ipynb #8cbe6983
 def measure(
     run:Run,       # who asks
     p:Preset,      # how long an answer may be
@@ -66,8 +66,7 @@ def measure(
     groups = [traces[i:i + k] for i in range(0, len(traces), k)]
     said = [[t.response for t in g] for g in groups]
     s = score(problems, said, [[len(t.ids) for t in g] for g in groups])
-    keep = ('pass1', 'ci95', 'n', 'k', 'mean_tokens', 'format_rate', 'by_size')
-    facts = {key: s[key] for key in keep} | behaviour(problems, said)
+    facts = {f: s[f] for f in (*SHOWN, 'k', 'format_rate', 'by_size')} | behaviour(problems, said)
     facts['truncated'] = sum(not t.done for t in traces)/len(traces)
     samples = [dict(prompt=g[0].prompt, response=g[0].response, ok=bool(g[0].answer))
                for g in groups[:12]]
@@ -82,7 +81,7 @@ def asking(
     seen = sum(len(chat(t.prompt)) + len(t.ids) for t in traces)
     return flops(model.config, seen, seen/len(traces)/2)
 
-# %% ../nbs/48_pipeline.ipynb #f8b06594
+# %% ../nbs/48_pipeline.ipynb #b1298a4a
 def show(
     run:Run,       # whose view
     name:str,      # row of the results table
@@ -108,7 +107,7 @@ def begin(
     "`Run.stage`, telling the view what a finished stage had found."
     if s := run.stage(name, *args, **config): return s
     run.view.note(f'{name} was finished before')
-    if 'eval' in (found := read_card(run.path/name)): show(run, name, found, found['seconds'])
+    if 'eval' in (c := read_card(run.path/name)): show(run, name, c, c['seconds'])
 
 # %% ../nbs/48_pipeline.ipynb #ab47c4a8
 def evaluate(
@@ -256,7 +255,7 @@ def stages(
     reinforce(run, p, 'student_rl', p.student, 'student_base', c, of)
     evaluate(run, p, 'vote', run.made('zero', 'checkpoint'), 'zero', p.voters, p.votes)
 
-# %% ../nbs/48_pipeline.ipynb #54f2d160
+# %% ../nbs/48_pipeline.ipynb #6404d275
 def follow(
     ranks:Ranks, # who I am
     preset:dict, # a Preset's fields, as JSON carries them
@@ -277,8 +276,8 @@ def settle(
     with on_disk(out): held = out.exists() and any(out.iterdir())
     require(resume or not held, f'{out} already holds files: resume that run (--resume), or choose '
             'another folder')
-    old = read_json(out/'config.json')
-    config |= {k: old[k] for k in ('ranks', 'threads') if type(old.get(k)) is int and old[k] > 0}
+    old = {k: v for k, v in read_json(out/'config.json').items() if type(v) is int and v > 0}
+    config |= {k: old[k] for k in ('ranks', 'threads') if k in old}
     return Stage(out, config, resume).config
 
 # %% ../nbs/48_pipeline.ipynb #a24301f9

@@ -69,7 +69,7 @@ def votes(
     return sorted((int(k), v, *proportion_ci(v*n, n)) for k, v in cons.items()
                   if k.isdecimal() and int(k) > 0 and real(v) and 0 <= v <= 1 and n)
 
-# %% ../nbs/08_report.ipynb #23b5fa5e
+# %% ../nbs/08_report.ipynb #e98758ad
 def gap(
     a:dict,  # an evaluation
     b:dict,  # another
@@ -93,7 +93,10 @@ def findings(
         out.append(f'R1-Zero’s traces took a student from {pct("student_base")} to '
                    f'{pct("student_distilled")}: {gap(e["student_base"], e["student_distilled"])}.')
     if has('student_rl', 'student_distilled'):
-        out.append(f'The same student by reinforcement alone reached {pct("student_rl")}: '
+        budget = run['student_rl']['card'].get('budget')
+        ops = budget.get('flops') if isinstance(budget, dict) else None
+        same = f', given the same {short(ops, "si")} operations,' if real(ops) else ''
+        out.append(f'The same student by reinforcement alone{same} reached {pct("student_rl")}: '
                    f'distilled is {gap(e["student_rl"], e["student_distilled"])}.')
     if v and has('zero'): out.append(f'A majority of {v[-1][0]} answers by R1-Zero is right on '
                                      f'{short(v[-1][1], "pct")}.')
