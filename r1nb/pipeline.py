@@ -129,7 +129,7 @@ def evaluate(
     show(run, name, found, meter.seconds)
     finish(run, s, parents=parents((parent, checkpoint)), **found, **bill(run, meter))
 
-# %% ../nbs/48_pipeline.ipynb #cbabdb29
+# %% ../nbs/48_pipeline.ipynb #452bb763
 def reinforce(
     run:Run,         # where
     p:Preset,        # how
@@ -148,9 +148,8 @@ def reinforce(
     opt = adamw(model, c.lr, decay=0.)
     with recovered(run, s, model, opt) as (step, extra, save, cost):
         def log(row):
-            s.log(**row)
             if c.flops: expect(run.view, (row['step'] + 1)*c.flops/row['flops'])
-            run.view.step(**row)
+            s.log(**row); run.view.step(**row)
         spent = zero(model, countdown(p.train, run.seed), c, run.seed, run.ranks,
                      (step, opt, extra.get('spent', 0.)), log,
                      lambda n, opt, spent: save(n, opt, spent=spent))
@@ -164,7 +163,7 @@ def expect(
     "Tell the view how long a stage of unknown length will be."
     if view.stages: view.stages[-1]['total'] = math.ceil(steps - 1e-9)
 
-# %% ../nbs/48_pipeline.ipynb #c444ef87
+# %% ../nbs/48_pipeline.ipynb #33ff5213
 def conclude(
     run:Run,       # where
     p:Preset,      # how to measure
@@ -177,6 +176,7 @@ def conclude(
     "Save the checkpoint, measure it, write the card last."
     if run.ranks.rank == 0: model.save_pretrained(s.path/'checkpoint')
     found, paid = measure(run, p, model, p.held_out), cost()
+    found['tokens'] += sum(r['tokens'] for r in s.rows() or ())
     show(run, s.path.name, found, paid['seconds'])
     finish(run, s, ['checkpoint'], **card, **found | paid | dict(flops=spent))
 

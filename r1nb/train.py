@@ -297,7 +297,7 @@ def sft_gradient(
     ranks.add_gradients(list(model.parameters()))
     return ranks.total([loss])[0]
 
-# %% ../nbs/14_train.ipynb #9186f7b8
+# %% ../nbs/14_train.ipynb #9e6aea0a
 def sft(
     model:R1Model,          # changed in place
     pairs:list[tuple],      # (prompt ids, response ids)
@@ -319,10 +319,11 @@ def sft(
         set_rate(opt, lr*warm_stable_decay(step, steps, warmup=10, decay_from=0., floor=0.))
         epoch, i = divmod(step, len(pairs)//batch)
         order = random.Random(f'sft/{seed}/{epoch}').sample(range(len(pairs)), len(pairs))
-        loss = sft_gradient(model, [pairs[j] for j in order[i*batch:(i + 1)*batch]], ranks)
+        rows = [pairs[j] for j in order[i*batch:(i + 1)*batch]]
+        loss = sft_gradient(model, rows, ranks)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
         opt.step(); opt.zero_grad(set_to_none=True)
-        log(dict(step=step, loss=loss))
+        log(dict(step=step, loss=loss, tokens=sum(len(r) for _, r in rows)))
         after(step + 1, opt)
     return model
 
