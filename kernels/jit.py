@@ -62,9 +62,10 @@ def nvrtc():
     "The run-time compiler: torch's own copy, else a toolkit's."
     spec = importlib.util.find_spec('nvidia')
     places = [f'{root}/*/lib/libnvrtc.so.1[2-9]' for root in (spec.submodule_search_locations if spec else [])]
-    found = [p for pattern in places for p in sorted(glob.glob(pattern))]
+    found = [p for pattern in places for p in sorted(glob.glob(pattern), reverse=True)]
     home = os.environ.get('CUDA_HOME', '/usr/local/cuda')
     for name in found + ['libnvrtc.so.13', 'libnvrtc.so.12', f'{home}/lib64/libnvrtc.so']:
+        for part in glob.glob(f'{os.path.dirname(name)}/libnvrtc-builtins.so*'): ctypes.CDLL(part)
         try: return ctypes.CDLL(name)
         except OSError: continue
     raise R1Error('CUDA kernels need NVRTC (libnvrtc.so 12 or later): it comes with a CUDA build of torch, '
