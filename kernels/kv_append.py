@@ -1,0 +1,38 @@
+"""Append to the paged latent cache: quantise and scatter in one pass (kv_append.cu).
+
+x [N, latent+rope] bf16, slots [N] int64 (negative: dropped) -> one layer's pool, in place:
+bf16: `all` (pages,64,latent+rope); else `latent`, `scale` (pages,64,latent/128), `rope`.
+The reference is `r1nb.kv_cache.append(impl='ref')`; codes and scales agree with it bit for bit.
+"""
+from r1nb.core import require
+from r1nb.kernels.jit import kernel
+
+BITS = dict(bf16=16, fp8=8, int8=8, int6=6, int4=4)
+
+
+def append(
+    pool,       # name -> tensor of one layer, as r1nb.kv_cache names them
+    slots,      # [N] int64 on the GPU
+    x,          # [N,latent+rope] bf16 on the GPU
+    precision,  # a key of BITS
+    warps=8,    # tokens a block
+):
+    "Launch one warp a token."
+    import torch
+    rope = pool['rope'].shape[-1] if 'rope' in pool else 0
+    latent, first = x.shape[-1] - rope, next(iter(pool.values()))
+    require(precision in BITS and x.dtype == torch.bfloat16, f"impl='cuda' stores bf16 tokens as "
+            f"{', '.join(BITS)}: not {x.dtype} as {precision}, use impl='ref'")
+    unit = 8 if precision == 'bf16' else 128
+    require(latent % unit == 0 and rope % 8 == 0, f"impl='cuda' needs a latent of whole {unit}s, "
+            f"a rope of whole 8s, not {latent} and {rope}: use impl='ref'")
+    room = first.shape[0]*first.shape[1]
+    require(room < 2**31 and slots.dtype == torch.int64 and slots.shape == x.shape[:1],
+            f'slots {slots.dtype} {tuple(slots.shape)} for {x.shape[0]} tokens, {room} places: '
+            'one int64 slot a token, fewer than 2^31 places')
+    require(all(t.is_contiguous() for t in pool.values()), 'a pool must be contiguous')
+    run = kernel('kv_append.cu', 'kv_append', LATENT=latent, ROPE=rope, BITS=BITS[precision],
+                 FLOAT8=int(precision == 'fp8'))
+    x, slots, n = x.contiguous(), slots.contiguous(), len(slots)
+    if n: run((n + warps - 1)//warps, 32*warps, x, slots, pool.get('all', pool.get('latent')),
+              pool.get('scale'), pool.get('rope'), n, room)
