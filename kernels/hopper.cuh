@@ -28,6 +28,12 @@ DEVICE float4 load_remote4(u32 address) {
 // --- waiting for each other ---------------------------------------------------------------------------------
 DEVICE void named_barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory"); }
 DEVICE void named_arrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" :: "r"(id), "r"(threads) : "memory"); }
+DEVICE bool named_any(int id, int threads, bool mine) { // a barrier that also tells whether anybody said yes
+  u32 x;
+  asm volatile("{ .reg .pred p, q; setp.ne.u32 p, %3, 0; bar.red.or.pred q, %1, %2, p; selp.u32 %0, 1, 0, q; }"
+               : "=r"(x) : "r"(id), "r"(threads), "r"((u32)mine) : "memory");
+  return x;
+}
 DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 DEVICE void cluster_barrier() { cluster_arrive(); cluster_wait(); }
@@ -42,7 +48,7 @@ DEVICE void barrier_expect(u32 bar, u32 bytes) {    // arrive once, and announce
 }
 DEVICE void barrier_arrive(u32 bar) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(bar) : "memory"); }
 DEVICE void barrier_arrive_remote(u32 bar, u32 rank) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" :: "r"(in_block(bar, rank)) : "memory");
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" :: "r"(in_block(bar, rank)) : "memory");
 }
 DEVICE bool barrier_try(u32 bar, u32 parity) {
   u32 done;
@@ -51,13 +57,6 @@ DEVICE bool barrier_try(u32 bar, u32 parity) {
   return done;
 }
 DEVICE void barrier_wait(u32 bar, u32 parity) { while (!barrier_try(bar, parity)); }
-// Blocks of a cluster that write into each other's memory must see each other's writes too.
-DEVICE void barrier_wait_cluster(u32 bar, u32 parity) {
-  u32 done;
-  do asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-                  : "=r"(done) : "r"(bar), "r"(parity) : "memory");
-  while (!done);
-}
 
 // --- the copy engine ----------------------------------------------------------------------------------------
 constexpr u64 EVICT_NORMAL = 0x1000000000000000ull, EVICT_FIRST = 0x12F0000000000000ull, EVICT_LAST = 0x14F0000000000000ull;
@@ -83,6 +82,10 @@ DEVICE void tma_store(const TensorMap& map, u32 from, int x, int y, int z) {
   asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];"
                :: "l"(&map), "r"(from), "r"(x), "r"(y), "r"(z) : "memory");
 }
+DEVICE void tma_prefetch(const TensorMap& map, int x, int y, int z) {        // into L2 only
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];"
+               :: "l"(&map), "r"(x), "r"(y), "r"(z) : "memory");
+}
 DEVICE void store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 template <int N> DEVICE void store_wait_read() { asm volatile("cp.async.bulk.wait_group.read %0;" :: "n"(N) : "memory"); }
 template <int N> DEVICE void store_wait() { asm volatile("cp.async.bulk.wait_group %0;" :: "n"(N) : "memory"); }
@@ -93,6 +96,11 @@ template <int N> DEVICE void store_wait() { asm volatile("cp.async.bulk.wait_gro
 // `lead` the distance between 128-byte column blocks of a matrix whose fast dimension is not K.
 DEVICE u64 matrix(u32 address, u32 stride = 1024, u32 lead = 16) {
   return (u64)((address & 0x3FFFF) >> 4) | (u64)(lead >> 4) << 16 | (u64)(stride >> 4) << 32 | 1ull << 62;
+}
+// The same without a swizzle: 8 rows of 16 bytes lie together (128 bytes), `next_k` bytes to the following 8 along K,
+// `next_row` to the following 8 rows.
+DEVICE u64 plain_matrix(u32 address, u32 next_k, u32 next_row) {
+  return (u64)((address & 0x3FFFF) >> 4) | (u64)(next_k >> 4) << 16 | (u64)(next_row >> 4) << 32;
 }
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -108,8 +116,20 @@ template <int N> DEVICE void take_registers() { asm volatile("setmaxnreg.inc.syn
 DEVICE u32 pack_bf16(float low, float high) {
   u32 x; asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(x) : "f"(high), "f"(low)); return x;
 }
+DEVICE u32 pack_f16(float low, float high) {
+  u32 x; asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(x) : "f"(high), "f"(low)); return x;
+}
+DEVICE void unpack_e4m3(u32& low, u32& high, u32 x) {                // four e4m3 to f16, exactly
+  asm("{ .reg .b16 a, b; mov.b32 {a, b}, %2; cvt.rn.f16x2.e4m3x2 %0, a; cvt.rn.f16x2.e4m3x2 %1, b; }"
+      : "=r"(low), "=r"(high) : "r"(x));
+}
+DEVICE float power_of_2(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
 DEVICE void store_matrices(u32 to, u32 a, u32 b, u32 c, u32 d) {     // four 8x8 matrices of 16-bit values
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};"
+               :: "r"(to), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+DEVICE void store_matrices_t(u32 to, u32 a, u32 b, u32 c, u32 d) {   // the same, each one transposed
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};"
                :: "r"(to), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
 DEVICE void load_matrices(u32 (&x)[4], u32 from) {
