@@ -50,7 +50,7 @@ def decode(
     infinite = beyond & (m == 0) & (f.top != 0x7e)
     return x.masked_fill(beyond, math.nan).where(~infinite, sign*math.inf)
 
-# %% ../nbs/21_fp8.ipynb #f926806d
+# %% ../nbs/21_fp8.ipynb #0d86e48c
 def encode(
     x:Tensor,          # any float dtype
     f:Format=E4M3,     # what to write
@@ -58,8 +58,8 @@ def encode(
     "The nearest of 256 codes: ties to the even one, too large to the largest, NaN to NaN."
     x = x.float()
     a = x.abs().nan_to_num(0., f.largest).clamp_max(f.largest)
-    e = (torch.frexp(a).exponent - 1).clamp_min(1 - f.bias)    # 2^e <= a < 2^(e+1)
-    steps = torch.ldexp(a, f.fraction - e).round()             # exact, then to the nearest, even
+    e = torch.frexp(a.clamp_min(2.**(1 - f.bias))).exponent - 1   # 2^e <= a < 2^(e+1), or near zero
+    steps = torch.ldexp(a, f.fraction - e).round()     # exact, then to the nearest, even
     code = ((e + f.bias - 1) << f.fraction) + steps.int()      # a carry climbs into the exponent
     code = code.masked_fill(x.isnan(), 0x7f)
     return (code | torch.signbit(x).int() << 7).to(torch.uint8)
