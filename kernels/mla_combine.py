@@ -1,0 +1,17 @@
+"""Merge the pieces of split attention rows (mla_combine.cu): the last launch of every MLA decode."""
+from r1nb.kernels.jit import kernel
+
+
+def combine(
+    part,      # [slots,H,512] fp32, each piece divided by its own sum
+    part_lse,  # [slots,H] fp32, natural logarithm
+    plan,      # r1nb.mla_decode.Plan on the GPU
+    lengths,   # [B] int32 on the GPU
+    out,       # [B,H,512] bf16, written where a request was split or is empty
+    lse,       # [B,H] fp32, likewise
+):
+    "Launch so that it starts while the kernel before it ends."
+    B, H = lse.shape
+    heads = 4 if B*H >= 1024 else 1
+    run = kernel('mla_combine.cu', 'mla_combine', HEADS=heads)
+    run(((H + heads - 1)//heads, B), 128, part, part_lse, plan.splits, lengths, out, lse, H, overlap=True)
