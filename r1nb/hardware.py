@@ -64,7 +64,7 @@ class Gpu:
         "Was the chip's specification read in its source? (Network and prices are apart.)"
         return not set(self.unverified) & set(CHIP)
 
-# %% ../nbs/58_hardware.ipynb #b58a8796
+# %% ../nbs/58_hardware.ipynb #2f1db9c1
 CHIP = ('bf16_flops', 'fp8_flops', 'memory_bytes', 'bandwidth_bytes_per_second',
         'nvlink_bytes_per_second', 'watts')
 
@@ -74,9 +74,9 @@ def check_gpu(
     "Refuse rows that contradict themselves; fill in what an empty field means."
     if g.fp8_flops is None: object.__setattr__(g, 'fp8_flops', g.bf16_flops)
     object.__setattr__(g, 'measured', g.measured or {})
-    for name in (*g.measured, *g.unverified):
-        require(name in NUMBERS, f'{name!r:.40}: not a numeric field; choose from '
-                f'{", ".join(NUMBERS)}')
+    for where, names in dict(measured=g.measured, unverified=g.unverified).items():
+        for n in names: require(n in NUMBERS, f'{where}: {n!r:.40} is not a numeric field; '
+                                f'choose from {", ".join(NUMBERS)}')
     require(g.fp8_flops >= g.bf16_flops, f'fp8_flops {g.fp8_flops:g}: below bf16_flops '
             f'{g.bf16_flops:g}: leave it empty if there are no 8-bit units')
     for name in ('usd_per_gpu_hour', 'usd_to_buy'):
@@ -98,7 +98,7 @@ class Price:
     source:str                    # where it was read
     verified:bool                 # was it read there?
 
-# %% ../nbs/58_hardware.ipynb #034493e4
+# %% ../nbs/58_hardware.ipynb #74780fac
 def parse(
     f,          # a dataclass field
     text:str,   # one cell
@@ -114,7 +114,7 @@ def parse(
     if f.type is dict:
         words = text.split()
         require(len(words) % 2 == 0, f'{f.name} {text!r:.40}: write pairs of field and number')
-        return {k: number(k, v) for k, v in zip(words[::2], words[1::2])}
+        return {k: number(f'{f.name} {k}', v) for k, v in zip(words[::2], words[1::2])}
     if f.type is float: return number(f.name, text)
     if f.name.endswith('date'):
         try: Day.fromisoformat(text)
@@ -131,7 +131,7 @@ def number(
     require(0 < x < 1e30, f'{name} {text!r:.40}: a number above 0 is needed, without a unit')
     return x
 
-# %% ../nbs/58_hardware.ipynb #b5eb905f
+# %% ../nbs/58_hardware.ipynb #267abb10
 def read_rows(
     path,   # a CSV file whose first line names the fields
     kind,   # the dataclass its rows are
@@ -145,7 +145,7 @@ def read_rows(
         need = [n for n, f in wanted.items() if f.default is MISSING]
         odd = [n for n in names if n not in wanted] + [n for n in need if n not in names]
         odd += [n for n in names if names.count(n) > 1]
-        require(not odd, f'column {min(odd, default="")!r:.40} is unknown, missing or twice; '
+        require(not odd, f'column {"".join(odd[:1])!r:.40} is unknown, missing or twice; '
                 f'the columns are {", ".join(wanted)}')
         for cells in lines:
             if not any(cells) or cells[0].startswith('#'): continue
