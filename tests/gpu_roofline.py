@@ -20,10 +20,12 @@ def copies():
 def products():
     "Row counts from one word to a long prompt, in bf16 and (per-tensor) FP8."
     K, one = 7168, torch.ones((), device='cuda')
-    mm8 = lambda a, b: torch._scaled_mm(a, b.t(), one, one, out_dtype=torch.bfloat16, use_fast_accum=True)
+    mm8 = lambda a, b: torch._scaled_mm(a, b.t(), one, one, out_dtype=torch.bfloat16,
+                                        use_fast_accum=True)
     for M in (1, 16, 64, 256, 1024, 4096):
         make = lambda dt: tuple(torch.randn(n, K, device='cuda').to(dt) for n in (M, K))
-        yield point(f'bf16, {M} rows', matmul(M, K, K), lambda a, b: torch.mm(a, b.t()), lambda: make(torch.bfloat16))
+        mm = lambda a, b: torch.mm(a, b.t())
+        yield point(f'bf16, {M} rows', matmul(M, K, K), mm, lambda: make(torch.bfloat16))
         if M < 16: continue
         c = matmul(M, K, K, 'fp8')
         yield point(f'fp8, {M} rows', c, mm8, lambda: make(torch.float8_e4m3fn))
@@ -31,7 +33,8 @@ def products():
 def streams():
     x = lambda n, dt: torch.randn(n, device='cuda').to(dt)
     n = 4096*7168
-    yield point('bf16 to fp32, 4096 × 7168', stream(n, 2, 4), lambda a: a.float(), lambda: (x(n, torch.bfloat16),))
+    yield point('bf16 to fp32, 4096 × 7168', stream(n, 2, 4), lambda a: a.float(),
+                lambda: (x(n, torch.bfloat16),))
     yield point('sum of three, bf16', stream(n, 6, 2), lambda a, b, c: torch.addcmul(a, b, c),
                 lambda: tuple(x(n, torch.bfloat16) for _ in range(3)))
 
@@ -51,6 +54,7 @@ if __name__ == '__main__':
     bad = memcpy_node()
     print(f'copy_ in a graph: {bad/1e9:.0f} GB/s', flush=True)
     folder = Path(sys.argv[1] if sys.argv[1:] else '.')
-    record(folder/'roofline.json', command='python tests/gpu_roofline.py', ceilings=top, copy_by_size=by_size,
-           memcpy_node=bad, points=[dict(name=p.name, flops=p.cost.flops, bytes=p.cost.bytes, kind=p.cost.kind,
-                                         seconds=p.seconds) for p in points])
+    rows = [dict(name=p.name, flops=p.cost.flops, bytes=p.cost.bytes, kind=p.cost.kind,
+                 seconds=p.seconds) for p in points]
+    record(folder/'roofline.json', command='python tests/gpu_roofline.py', ceilings=top,
+           copy_by_size=by_size, memcpy_node=bad, points=rows)
