@@ -47,7 +47,7 @@ def accept(
     require(ok, f'{i.name} {x:g} is none of its choices: {", ".join(i.choices or ())}')
     return x
 
-# %% ../nbs/09_calculator.ipynb #f0360f47
+# %% ../nbs/09_calculator.ipynb #c8e06369
 @dataclass(frozen=True)
 class Calculator:
     "A formula with inputs to move and outputs to watch."
@@ -79,7 +79,7 @@ class Calculator:
             x = got.get(o.name)
             ok = isinstance(x, (int, float)) and math.isfinite(x)
             require(ok, f'{self.title}: no answer for these values ({o.name} is {x})')
-        return {o.name: float(got[o.name]) for o in self.outputs}
+        return {o.name: got[o.name] + 0. for o in self.outputs}
 
     def html(self): return page(self)
     def widgets(self): return sliders(self)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNITS', 'TOKEN', 'OPS', 'TESTS', 'CALLS', 'NAMES', 'RESERVED', 'units', 'pieces', 'quantity', 'converted', 'asset',
-           'js_name', 'js_number', 'Formula', 'value', 'condition', 'call', 'given', 'entries', 'js_function',
+           'js_name', 'bare', 'js_number', 'Formula', 'value', 'condition', 'call', 'given', 'entries', 'js_function',
            'javascript']
 
 # %% ../nbs/07_formula.ipynb #e88a88ec
@@ -15,7 +15,7 @@ from numbers import Real
 from types import FunctionType, ModuleType
 from .core import R1Error, optional, require
 
-# %% ../nbs/07_formula.ipynb #461fda90
+# %% ../nbs/07_formula.ipynb #b50a01aa
 UNITS = '''usd = [money]
 gpu = [processor]
 gpu_h = gpu*hour = gpu_h = gpu_hour
@@ -30,7 +30,8 @@ byte = 8*bit = B'''
 def units():
     "Pint's units and ours; loaded at first use, because it takes a third of a second."
     pint = optional('pint', 'pint')
-    known = pint.UnitRegistry(non_int_type=float, on_redefinition='ignore')
+    known = pint.UnitRegistry(None, non_int_type=float, on_redefinition='ignore')
+    known.load_definitions(str(files('pint')/'default_en.txt'))
     for line in UNITS.splitlines(): known.define(line)
     return known
 
@@ -50,7 +51,7 @@ def pieces(
         at = m.end()
     return None if '**' in re.sub(r'\w\s*\*\*\s*-?\d', '', text) else out
 
-# %% ../nbs/07_formula.ipynb #ebcce651
+# %% ../nbs/07_formula.ipynb #27bd1981
 def quantity(
     value,              # a number in `unit`, or text with a unit, such as '54 days'
     unit:str,           # the unit wanted, such as 'usd/gpu_h'; '' for a plain number
@@ -91,7 +92,7 @@ def converted(
         q = units().parse_expression(' '.join(''.join(p) for p in parts))
         return sign*float(q if plain else units().Quantity(q).to(unit or 'dimensionless').magnitude)
     except Exception as e: # Pint and the tokenizer it uses raise a dozen kinds
-        raise R1Error(f'{named} is not in {unit or "plain numbers"}: {want}') from e
+        raise R1Error(f'{named} is not {"in " + unit if unit else "a plain number"}: {want}') from e
 
 # %% ../nbs/07_formula.ipynb #14d9bf08
 OPS = {ast.Add: ('+', operator.add), ast.Sub: ('-', operator.sub), ast.Mult: ('*', operator.mul),
@@ -108,7 +109,7 @@ def asset(
     "A file that came with the package."
     return (files('r1nb')/'assets'/name).read_text(encoding='utf-8')
 
-# %% ../nbs/07_formula.ipynb #1980b214
+# %% ../nbs/07_formula.ipynb #87ab5bd9
 RESERVED = set('''arguments await break case catch class const continue debugger default delete do
     else enum eval export extends false finally for function if implements import in instanceof
     interface let new null package private protected public return static super switch this throw
@@ -121,6 +122,13 @@ def js_name(
     "A name that JavaScript reserves gets a dollar sign, which no Python name has."
     return name + '$' if name in RESERVED else name
 
+def bare(
+    code:str,  # a JavaScript expression
+)->str:        # the same without a pair of brackets around the whole
+    "Drop brackets that say nothing."
+    depth = [code[:i].count('(') - code[:i].count(')') for i in range(1, len(code))]
+    return code[1:-1] if code[:1] == '(' and code[-1:] == ')' and min(depth) > 0 else code
+
 def js_number(
     x:float,  # int or float
 )->str:       # digits
@@ -128,14 +136,14 @@ def js_number(
     if isinstance(x, int) and abs(x) < 2**53: return str(x)
     return repr(float(x)).replace('inf', 'Infinity').replace('nan', 'NaN')
 
-# %% ../nbs/07_formula.ipynb #99609256
+# %% ../nbs/07_formula.ipynb #3ed02a1d
 class Formula:
     "One Python function on its way to JavaScript."
     def __init__(self, fn):
         require(isinstance(fn, FunctionType), f'{fn!r} is no plain function: write it with def')
         try: tree = ast.parse(textwrap.dedent(inspect.getsource(fn))).body[0]
         except (OSError, SyntaxError, IndexError) as e:
-            raise R1Error(f'{fn.__name__}: no source to read: write it with def in a file') from e
+            raise R1Error(f'{fn.__name__}: no source to read: put it in a file') from e
         self.fn, self.tree, self.calls, self.known = fn, tree, [], set()
         if not isinstance(tree, ast.FunctionDef) or tree.decorator_list:
             self.refuse(tree, 'write it with def and without decorators')
@@ -167,7 +175,7 @@ class Formula:
                 if x is None or y is None: return None
                 return OPS[type(op)][1](float(x) if abs(y) > 30 else x, y)
 
-# %% ../nbs/07_formula.ipynb #6820e661
+# %% ../nbs/07_formula.ipynb #14af051e
 def value(
     f:Formula,      # the function around it
     node:ast.expr,  # an expression that is a number, or a dict of numbers
@@ -186,7 +194,7 @@ def value(
         case ast.BinOp(left=l, op=op, right=r) if type(op) in OPS:
             a, b, name = value(f, l), value(f, r), OPS[type(op)][0]
             if name == 'div' and f.constant(r): name = '/'
-            return f'({a} {name} {b})' if len(name) == 1 else f'$.{name}({a}, {b})'
+            return f'({a} {name} {b})' if len(name) == 1 else f'$.{name}({bare(a)}, {bare(b)})'
         case ast.IfExp(test=t, body=a, orelse=b):
             return f'({condition(f, t)} ? {value(f, a)} : {value(f, b)})'
         case ast.Call(): return call(f, node)
@@ -195,6 +203,7 @@ def value(
             return f'$.item({value(f, o)}, {json.dumps(key)})'
     f.refuse(node, 'not arithmetic that a calculator can do')
 
+# %% ../nbs/07_formula.ipynb #0228ffdf
 def condition(
     f:Formula,      # the function around it
     node:ast.expr,  # an expression that is true or false
@@ -211,7 +220,7 @@ def condition(
         case ast.UnaryOp(op=ast.Not(), operand=o): return f'!{condition(f, o)}'
     f.refuse(node, 'a condition compares numbers')
 
-# %% ../nbs/07_formula.ipynb #e03d8237
+# %% ../nbs/07_formula.ipynb #5aa34b30
 def call(
     f:Formula,      # the function around it
     node:ast.Call,  # a call
@@ -223,7 +232,7 @@ def call(
         return entries(f, node, zip(names, [k.value for k in keys]))
     known = [name for c, name in CALLS.items() if c is fn]
     if known and not keys and (len(args) > 1 if fn in (min, max) else len(args) == 1):
-        return f'$.{known[0]}({", ".join(value(f, a) for a in args)})'
+        return f'$.{known[0]}({", ".join(bare(value(f, a)) for a in args)})'
     if known or not isinstance(fn, FunctionType): f.refuse(node, 'no formula can call this')
     f.calls.append(fn)
     sig = inspect.signature(fn)
@@ -239,11 +248,11 @@ def given(
     p:inspect.Parameter,  # one parameter of what is called
 )->str:                   # JavaScript
     "The argument for one parameter, or its default."
-    if p.name in bound and isinstance(bound[p.name], ast.expr): return value(f, bound[p.name])
+    if p.name in bound and isinstance(bound[p.name], ast.expr): return bare(value(f, bound[p.name]))
     if p.name not in bound and type(p.default) in (int, float): return js_number(p.default)
     f.refuse(node, f'parameter {p.name} is not a plain number')
 
-# %% ../nbs/07_formula.ipynb #90cb494f
+# %% ../nbs/07_formula.ipynb #36d92cad
 def entries(
     f:Formula,      # the function around it
     node:ast.expr,  # the dict
@@ -254,10 +263,10 @@ def entries(
     for k, v in pairs:
         if k is not None and not (isinstance(k, ast.Constant) and isinstance(k.value, str)):
             f.refuse(node, 'the keys of a result are words')
-        out.append(f'{json.dumps(k.value)}: {value(f, v)}' if k else f'...{value(f, v)}')
+        out.append(f'{json.dumps(k.value)}: {bare(value(f, v))}' if k else f'...{value(f, v)}')
     return '{' + ', '.join(out) + '}'
 
-# %% ../nbs/07_formula.ipynb #942fec98
+# %% ../nbs/07_formula.ipynb #714f72be
 def js_function(
     f:Formula,  # a function
 )->str:         # JavaScript
@@ -275,12 +284,12 @@ def js_function(
         match s:
             case ast.Assign(targets=[ast.Name(id=name)], value=v):
                 let = '' if name in f.known else 'let '
-                lines.append(f'  {let}{js_name(name)} = {value(f, v)};')
+                lines.append(f'  {let}{js_name(name)} = {bare(value(f, v))};')
                 f.known.add(name)
             case _: f.refuse(s, 'a formula is assignments `name = …`, then one return')
     if not isinstance(last, ast.Return) or not last.value:
         f.refuse(last, 'a formula ends with the return of a value')
-    lines.append(f'  return {value(f, last.value)};')
+    lines.append(f'  return {bare(value(f, last.value))};')
     return '\n'.join([f'function {js_name(f.fn.__name__)}({", ".join(params)}) {{', *lines, '}'])
 
 # %% ../nbs/07_formula.ipynb #472d61c6

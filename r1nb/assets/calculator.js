@@ -18,7 +18,7 @@ const $ = {
   },
   pow(a, b) {
     if (a === 1 || (a === -1 && Math.abs(b) === Infinity)) return 1;
-    if (a === 0 && b < 0) $.fail('division by zero');
+    if (a === 0 && b < 0 && b !== -Infinity) $.fail('division by zero');
     if (a < 0 && isFinite(a) && isFinite(b) && !Number.isInteger(b)) $.fail('root of a negative number');
     return $.finite(Math.pow(a, b), a, b);
   },
@@ -35,16 +35,21 @@ const $ = {
 
 // format(x, spec) for the specs that outputs may have: ',.2f'  '.1%'  '.3g'
 function show(x, spec) {
-  const [, comma, digits, kind] = spec.match(/^(,?)\.(\d)([fg%])$/), n = +digits;
+  const [, comma, digits, kind] = spec.match(/^(,?)\.(\d)([fg%])$/), n = +digits, g = Math.max(n, 1);
   const group = s => comma ? s.replace(/^-?\d+/, w => w.replace(/\B(?=(\d{3})+$)/g, ',')) : s;
-  if (kind === '%') return group((100 * x).toFixed(n)) + '%';
-  if (kind === 'f') return group(x.toFixed(n));
-  const [m, e] = x.toExponential(Math.max(n, 1) - 1).split('e'), power = +e;
-  if (power < -4 || power >= Math.max(n, 1))
-    return (m.includes('.') ? m.replace(/\.?0+$/, '') : m) + 'e' + (power < 0 ? '-' : '+')
-      + String(Math.abs(power)).padStart(2, '0');
-  const s = x.toFixed(Math.max(n, 1) - 1 - power);
-  return group(s.includes('.') ? s.replace(/\.?0+$/, '') : s);
+  const strip = s => s.includes('.') ? s.replace(/\.?0+$/, '') : s;
+  if (kind === '%') return group(rounded(100 * x, n, 'toFixed')) + '%';
+  if (kind === 'f') return group(rounded(x, n, 'toFixed'));
+  const [m, e] = rounded(x, g - 1, 'toExponential').split('e'), size = String(Math.abs(e));
+  if (e < -4 || e >= g) return strip(m) + 'e' + (e < 0 ? '-' : '+') + size.padStart(2, '0');
+  return group(strip(rounded(x, g - 1 - e, 'toFixed')));
+}
+function rounded(x, n, how) {                   // a tie goes to the even digit, as in Python
+  if (how === 'toFixed' && Math.abs(x) >= 1e21) return BigInt(x) + (n ? '.' + '0'.repeat(n) : '');
+  const [long, e] = x[how](60).split('e'), cut = long.indexOf('.') + 1 + n;
+  const kept = long.slice(0, n ? cut : cut - 1);
+  const stays = /^50*$/.test(long.slice(cut)) && /[02468]$/.test(kept);
+  return stays ? kept + (e ? 'e' + e : '') : x[how](n);
 }
 
 // One calculator: `root` is its section, `formula` takes an object of inputs, `spec` lists what is shown.
