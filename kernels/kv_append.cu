@@ -6,7 +6,7 @@
 //   │ group 0 │ group 1 │ group 2 │ …  │        │   a group is 128 = 16 lanes
 //   └────┬─────────┬─────────┬─────────┴───┬────┘
 //     |max| over 16 lanes: 4 shuffles      │
-//     scale = |max|/TOP, codes = x/scale   │ copied
+//     scale = |max|/TOP, codes = x·(1/scale)│ copied
 //        ▼         ▼         ▼             ▼
 //   latent[slot]   scale[slot]          rope[slot]
 //
@@ -24,15 +24,17 @@
 #define FLOAT8 1
 #endif
 
-constexpr int GROUP = 128, LANES = GROUP/8, CHUNKS = LATENT/8;
+constexpr int GROUP = 128, LANES = GROUP/8, WIDTH = LATENT + ROPE;
+constexpr int CHUNKS = LATENT/8, ROUNDS = (CHUNKS + 31)/32;   // bf16: LATENT is the whole row
+constexpr float SMALLEST = 1.17549435e-38f, LARGEST = 3.40282347e38f;
 constexpr float TOP = FLOAT8 ? 448.f : float((1 << (BITS - 1)) - 1);
 
 struct Eight { u32 w[4]; };   // 8 bf16
 
 DEVICE Eight load8(const u16* p) {
-  Eight v;   // read once: leave L2 to the cache
-  asm volatile("ld.global.cs.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.w[0]), "=r"(v.w[1]), "=r"(v.w[2]), "=r"(v.w[3]) : "l"(p));
+  Eight v;   // read once: leave the L1 alone
+  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+      : "=r"(v.w[0]), "=r"(v.w[1]), "=r"(v.w[2]), "=r"(v.w[3]) : "l"(p));
   return v;
 }
 DEVICE void store8(u16* p, const Eight& v) {
@@ -56,30 +58,21 @@ DEVICE float group_max(const Eight& v) {
   return m;
 }
 
-// x/scale to the last bit, at the price of three multiplications: a product and what it left over.
-DEVICE float divide(float x, float scale, float inverse) {
-  float q = x*inverse;
-  return fmaf(fmaf(-q, scale, x), inverse, q);
-}
-
-DEVICE u64 codes(const Eight& v, float scale) {
-  float inverse = __fdiv_rn(1.f, scale), y[8];
-#pragma unroll
-  for (int i = 0; i < 8; i++)
-    y[i] = scale > 1e-30f ? divide(number(v, i), scale, inverse) : __fdiv_rn(number(v, i), scale);
+DEVICE u64 codes(const Eight& v, float inverse) {
   u64 word = 0;
 #if FLOAT8
 #pragma unroll
   for (int i = 0; i < 8; i += 2) {
     u16 two;
-    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(two) : "f"(y[i + 1]), "f"(y[i]));
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(two)
+        : "f"(number(v, i + 1)*inverse), "f"(number(v, i)*inverse));
     word |= (u64)two << 8*i;
   }
 #else
 #pragma unroll
   for (int i = 0; i < 8; i++) {
-    int q = __float2int_rn(fminf(fmaxf(y[i], -TOP), TOP)) + (1 << (BITS - 1));
-    word |= (u64)(u32)q << BITS*i;
+    int q = __float2int_rn(number(v, i)*inverse);   // a NaN becomes 0; its scale stays NaN
+    word |= (u64)(u32)(min(max(q, -int(TOP)), int(TOP)) + (1 << (BITS - 1))) << BITS*i;
   }
 #endif
   return word;
@@ -99,25 +92,25 @@ extern "C" __global__ void __launch_bounds__(256) kv_append(
     int tokens, int room) {
   int token = blockIdx.x*(blockDim.x/32) + threadIdx.x/32, me = threadIdx.x % 32;
   if (token >= tokens) return;
+  const u16* row = x + (long long)token*WIDTH;
+  Eight v[ROUNDS] = {}, key;                      // everything is on its way before anything is used
+#pragma unroll
+  for (int r = 0; r < ROUNDS; r++) if (32*r + me < CHUNKS) v[r] = load8(row + 8*(32*r + me));
+  if (me < ROPE/8) key = load8(row + LATENT + 8*me);
   long long slot = slots[token];
   if (slot < 0 || slot >= room) return;
-  const u16* row = x + (long long)token*(LATENT + ROPE);
+#pragma unroll
+  for (int r = 0; r < ROUNDS; r++) {
+    int c = 32*r + me;
+    bool mine = c < CHUNKS;                       // not all lanes, where the last round is not full
 #if BITS == 16
-#pragma unroll
-  for (int c = me; c < (LATENT + ROPE)/8; c += 32)
-    store8((u16*)latent + slot*(LATENT + ROPE) + 8*c, load8(row + 8*c));
+    if (mine) store8((u16*)latent + slot*WIDTH + 8*c, v[r]);
 #else
-#pragma unroll
-  for (int first = 0; first < CHUNKS; first += 32) {
-    int c = first + me;
-    bool mine = c < CHUNKS;      // not all, where LATENT is an odd number of groups
-    Eight v = {};
-    if (mine) v = load8(row + 8*c);
-    float scale = __fdiv_rn(group_max(v), TOP);
-    if (scale == 0.f) scale = 1.f;
-    if (mine) store_codes(latent + slot*(LATENT*BITS/8) + c*BITS, codes(v, scale));
+    float peak = group_max(v[r]), scale = fmaxf(__fdiv_rn(peak, TOP), SMALLEST);
+    if (!(peak <= LARGEST)) scale = __uint_as_float(0x7fffffffu);   // not finite: must stay visible
+    if (mine) store_codes(latent + slot*(LATENT*BITS/8) + c*BITS, codes(v[r], __frcp_rn(scale)));
     if (mine && me % LANES == 0) scales[slot*(LATENT/GROUP) + c/LANES] = scale;
-  }
-  for (int c = me; c < ROPE/8; c += 32) store8(rope + slot*ROPE + 8*c, load8(row + LATENT + 8*c));
 #endif
+  }
+  if (me < ROPE/8) store8(rope + slot*ROPE + 8*me, key);
 }

@@ -32,10 +32,14 @@ def quantise_rows(x, slots, latent, scale, rope, N, LATENT: tl.constexpr, ROPE: 
     three = here[:, None, None]
     v = tl.load(x + token[:, None, None]*(LATENT + ROPE) + column[None], mask=three, other=0.)
     v = v.to(tl.float32)
-    s = tl.div_rn(tl.max(tl.abs(v), 2), tl.full([TOKENS, GROUPS], 448., tl.float32))
-    s = tl.where(s == 0., 1., s)
-    y = tl.div_rn(v, tl.broadcast_to(s[:, :, None], [TOKENS, GROUPS, 128]))
-    y = tl.clamp(y, -448., 448.).to(tl.float8e4nv)
+    size = tl.abs(v)
+    s = tl.div_rn(tl.max(size, 2), tl.full([TOKENS, GROUPS], 448., tl.float32))
+    s = tl.maximum(s, tl.full([TOKENS, GROUPS], 1.17549435e-38, tl.float32))
+    broken = tl.max(tl.where(size < float('inf'), 0, 1), 2) > 0    # a NaN is not below infinity
+    s = tl.where(broken, tl.full([TOKENS, GROUPS], float('nan'), tl.float32), s)
+    inverse = tl.div_rn(tl.full([TOKENS, GROUPS], 1., tl.float32), s)
+    y = tl.clamp(v*inverse[:, :, None], -448., 448., propagate_nan=tl.PropagateNan.ALL)
+    y = y.to(tl.float8e4nv)
     tl.store(latent + slot[:, None, None]*LATENT + column[None], y, mask=three)
     tl.store(scale + slot[:, None]*GROUPS + g[None], s, mask=here[:, None])
     r = tl.arange(0, ROPE)[None]
