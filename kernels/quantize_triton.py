@@ -1,8 +1,9 @@
-"""FP8 and back in Triton: the same functions as `quantize.py`, for any GPU that Triton and E4M3 know (sm_89 and up).
+"""FP8 and back in Triton: the functions of `quantize.py`, for any GPU with E4M3 (sm_89 and up).
 
-A program takes a tile of whole blocks, so that a maximum over the tile's columns is a block's. Three things need care to
-be equal to the reference bit for bit: Triton's `/` is approximate (`div_rn` is not), its maximum drops NaN (the bits,
-compared as integers, do not), and a block with a NaN must come out as the same NaN everywhere.
+A program takes a tile of whole blocks, so that a maximum over the tile's columns is a block's.
+Three things need care to equal the reference bit for bit: Triton's `/` is approximate (`div_rn` is
+not), its maximum drops NaN (the bits, compared as integers, do not), and a block with a NaN must
+come out as the same NaN everywhere. Measured on an H200: nbs/results/fp8.json.
 """
 import torch, triton
 import triton.language as tl
@@ -11,16 +12,17 @@ from r1nb.core import require
 
 
 @triton.jit
-def scale_of(amax, POW2: tl.constexpr):   # bits of the largest magnitude -> scale, reciprocal, is it finite
+def scale_of(amax, POW2: tl.constexpr):   # bits of the largest magnitude
     finite = amax < 0x7f800000
     s = div_rn(amax.to(tl.float32, bitcast=True), 448.)
     s = tl.where(s > 1.1754943508222875e-38, s, 1.1754943508222875e-38)
-    if POW2: s = ((s.to(tl.int32, bitcast=True) + 0x7fffff) & -0x800000).to(tl.float32, bitcast=True)
+    if POW2:
+        s = ((s.to(tl.int32, bitcast=True) + 0x7fffff) & -0x800000).to(tl.float32, bitcast=True)
     return tl.where(finite, s, float('nan')), div_rn(1., tl.where(finite, s, 1.)), finite
 
 
 @triton.jit
-def magnitude(x):                         # fp32 -> its bits without the sign: they compare like the numbers
+def magnitude(x):                         # bits without the sign compare like the numbers
     return x.to(tl.int32, bitcast=True) & 0x7fffffff
 
 
@@ -63,14 +65,15 @@ def dequantize_tiles(q, scale, y, M, K, C, ROWS: tl.constexpr):
     here = (row < M)[:, None] & (column < K)[None, :]
     at = row[:, None]*K + column[None, :]
     s = tl.load(scale + (row//ROWS)*C + block, row < M, 0.)
-    tl.store(y + at, (tl.load(q + at, here, 0.).to(tl.float32)*s[:, None]).to(y.dtype.element_ty), here)
+    v = tl.load(q + at, here, 0.).to(tl.float32)*s[:, None]
+    tl.store(y + at, v.to(y.dtype.element_ty), here)
 
 
 def quantize(
     x,               # [M,K] float of any width, contiguous, on the GPU
     rows:int,        # rows that share a scale: 1 or 128
     pow2:bool=False, # scales rounded up to powers of two
-    mn_major:bool=False, # rows == 1: lay out scales as [K/128, M rounded up to 4]; the result is its transpose
+    mn_major:bool=False, # rows == 1: scales lie as [K/128, M rounded up to 4]; returned transposed
 ):                   # codes [M,K] float8_e4m3fn, scale fp32 [M,K/128] or [M/128,K/128]
     "One read of x, one write of codes and scales."
     (M, K), C = x.shape, triton.cdiv(x.shape[1], 128)
@@ -82,7 +85,8 @@ def quantize(
         return q, scale
     room = torch.empty((C, triton.cdiv(M, 4)*4) if mn_major else (M, C), device=x.device)
     scale = room.t()[:M] if mn_major else room
-    quantize_rows[(triton.cdiv(M, 32), C)](x, q.view(torch.uint8), scale, M, K, *scale.stride(), pow2, 32, num_warps=4)
+    quantize_rows[(triton.cdiv(M, 32), C)](x, q.view(torch.uint8), scale, M, K, *scale.stride(),
+                                           pow2, 32, num_warps=4)
     return q, scale
 
 
