@@ -93,7 +93,7 @@ extern "C" __global__ void __launch_bounds__(256) kv_append(
   int token = blockIdx.x*(blockDim.x/32) + threadIdx.x/32, me = threadIdx.x % 32;
   if (token >= tokens) return;
   const u16* row = x + (long long)token*WIDTH;
-  Eight v[ROUNDS] = {}, key;                      // everything is on its way before anything is used
+  Eight v[ROUNDS] = {}, key;             // everything is on its way before anything is used
 #pragma unroll
   for (int r = 0; r < ROUNDS; r++) if (32*r + me < CHUNKS) v[r] = load8(row + 8*(32*r + me));
   if (me < ROPE/8) key = load8(row + LATENT + 8*me);

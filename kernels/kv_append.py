@@ -24,8 +24,9 @@ def append(
     require(precision in BITS and x.dtype == torch.bfloat16, f"impl='cuda' stores bf16 tokens as "
             f"{', '.join(BITS)}: not {x.dtype} as {precision}, use impl='ref'")
     unit = 8 if precision == 'bf16' else 128
-    require(latent % unit == 0 and rope % 8 == 0 and rope <= 256, f"impl='cuda' needs a latent of whole {unit}s, "
-            f"a rope of whole 8s to 256, not {latent} and {rope}: use impl='ref'")
+    whole = latent % unit == 0 and rope % 8 == 0 and rope <= 256
+    require(whole, f"impl='cuda' needs a latent of whole {unit}s, a rope of whole 8s to 256, not "
+            f"{latent} and {rope}: use impl='ref'")
     room = first.shape[0]*first.shape[1]
     require(room < 2**31 and slots.dtype == torch.int64 and slots.shape == x.shape[:1],
             f'slots {slots.dtype} {tuple(slots.shape)} for {x.shape[0]} tokens, {room} places: '

@@ -244,24 +244,6 @@ class PagedCache(PageTable):
         behind = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
         return x.masked_fill(behind[..., None], 0.)
 
-# %% ../nbs/23_kv_cache.ipynb #321e46ca
-@patch
-def fork(self:PagedCache,
-    seq:int,   # whose tokens to share
-    n:int=1,   # how many new sequences
-)->list[int]:  # their numbers
-    "Sequences with the same past: whole pages are shared, a last partial page is copied."
-    self._known(seq)
-    full, tail = divmod(self.length[seq], self.page)
-    old, copies = self.held[seq], self._take(n if tail else 0)
-    for t in self.store.values():
-        if copies: t[:, copies] = t[:, [old[full]]]
-    new = [self.allocate() for _ in range(n)]
-    for i, s in enumerate(new):
-        for p in old[:full]: self.holders[p] += 1
-        self.held[s], self.length[s] = old[:full] + copies[i:i + 1], self.length[seq]
-    return new
-
 # %% ../nbs/23_kv_cache.ipynb #71ed097c
 class PagedRows:
     "Sequences of a paged cache, in the form in which the model of room 13 asks for its past."
@@ -309,6 +291,24 @@ def prefill(self:PagedRows,
     ids = torch.tensor([[*p] + [0]*(max(n) - len(p)) for p in prompts], device=dev)
     h = model.hidden(ids, cache=self, pos=torch.arange(max(n), device=dev).expand_as(ids))
     return h[range(len(n)), [k - 1 for k in n]]
+
+# %% ../nbs/23_kv_cache.ipynb #321e46ca
+@patch
+def fork(self:PagedCache,
+    seq:int,   # whose tokens to share
+    n:int=1,   # how many new sequences
+)->list[int]:  # their numbers
+    "Sequences with the same past: whole pages are shared, a last partial page is copied."
+    self._known(seq)
+    full, tail = divmod(self.length[seq], self.page)
+    old, copies = self.held[seq], self._take(n if tail else 0)
+    for t in self.store.values():
+        if copies: t[:, copies] = t[:, [old[full]]]
+    new = [self.allocate() for _ in range(n)]
+    for i, s in enumerate(new):
+        for p in old[:full]: self.holders[p] += 1
+        self.held[s], self.length[s] = old[:full] + copies[i:i + 1], self.length[seq]
+    return new
 
 # %% ../nbs/23_kv_cache.ipynb #1e6b494a
 @torch.inference_mode()
