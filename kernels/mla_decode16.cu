@@ -19,6 +19,9 @@
 // Softmax: the reference m of a head is renewed only when a weight would pass 2^8, which hardly ever happens after the
 // first page; the barrier that publishes P also carries that vote, so the common case has one barrier and no shuffle.
 #include "wgmma.cuh"
+#ifndef INFINITY
+#define INFINITY __int_as_float(0x7f800000)                        // NVRTC has no math.h
+#endif
 
 constexpr int HEADS = 16, WIDTH = 576, LATENT = 512, TOKENS = 64, CHUNK = 8192;
 constexpr int Q_BYTES = HEADS * WIDTH * 2, P_BYTES = HEADS * TOKENS * 2, MERGE_BYTES = LATENT * HEADS * 4;
