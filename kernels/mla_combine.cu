@@ -4,6 +4,10 @@
 // Requests that were not split are done already; requests of length 0 get zeros and lse = -inf.
 #include "hopper.cuh"
 
+#ifndef INFINITY
+#define INFINITY __int_as_float(0x7f800000)     // NVRTC has no math.h
+#endif
+
 #ifndef HEADS
 #define HEADS 4            // heads of a block of 128 threads
 #endif
@@ -19,6 +23,7 @@ extern "C" __global__ __launch_bounds__(128) void mla_combine(
     int heads) {
   int b = blockIdx.y, head = blockIdx.x*HEADS + (HEADS == 4 ? threadIdx.x/32 : 0);
   int column = threadIdx.x%(128/HEADS)*4, from = splits[b], n = splits[b+1] - from;
+  let_next_kernel_start();
   wait_for_previous_kernel();                      // also when there is nothing to do: who waits for us waits for it
   if (head >= heads || (n == 0 && lengths[b])) return;
   long long row = (long long)b*heads + head;

@@ -18,11 +18,21 @@
 // Blocks of a cluster hold different heads of the same tokens: each loads half of every box for both.
 #include "wgmma.cuh"
 
+#ifndef INFINITY
+#define INFINITY __int_as_float(0x7f800000)     // NVRTC has no math.h
+#endif
+
 #ifndef CLUSTER
 #define CLUSTER 2          // blocks that share loads (they hold different heads of the same request)
 #endif
 #ifndef PREFETCH
 #define PREFETCH 1         // steps ahead that pages are brought into L2; 0: not
+#endif
+#ifndef FP8
+#define FP8 0              // the cache holds 8-bit latents with a scale per 128 columns
+#endif
+#ifndef QREG
+#define QREG 0             // 1: the last box of Q stays in registers
 #endif
 #ifndef TURNS
 #define TURNS 1            // warpgroup 1 starts its scores when warpgroup 0's are nearly done
@@ -47,12 +57,15 @@ struct Places {            // addresses in shared memory
 };
 
 struct Job {               // what a kernel is asked for
-  const int* first; const int4* segments; const int* pages; int max_pages;
+  int begin, end; const int4* segments;            // the worker's own; the plan was made before the kernel before this one
+  const int* pages; int max_pages;
   unsigned short* out; float* lse; float* part; float* part_lse;
   int heads; float c;      // c: softmax scale times log2 e
+  const uint4* latent; const float* scale;         // FP8 only: (pages,64,512) bytes, (pages,64,4)
 };
 
 DEVICE float exp2_fast(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+DEVICE void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" :: "l"(p) : "memory"); }
 DEVICE float log2_fast(float x) { float y; asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
 
 // --- the producer: one thread -------------------------------------------------------------------------------
@@ -67,9 +80,9 @@ DEVICE void load_box(const Places& at, const TensorMap& map, int which, int box,
   }
 }
 
-DEVICE void produce(const Places& at, const TensorMap& q_map, const TensorMap& k_map, const Job& job, int worker, int head) {
+DEVICE void produce(const Places& at, const TensorMap& q_map, const TensorMap& k_map, const Job& job, int head) {
   u32 q_turn = 1, turn = 1;
-  for (int s = job.first[worker]; s < job.first[worker+1]; s++, q_turn ^= 1) {
+  for (int s = job.begin; s < job.end; s++, q_turn ^= 1) {
     int4 seg = job.segments[s];                    // request, first token, end token, slot
     const int* table = job.pages + (long long)seg.x*job.max_pages;
     int from = seg.y/64, blocks = (seg.z - seg.y + 63)/64;
@@ -88,7 +101,7 @@ DEVICE void produce(const Places& at, const TensorMap& q_map, const TensorMap& k
       load_box(at, k_map, 1, 8, page1);
       barrier_wait(at.empty(1, 1), turn);
       for (int b = 4; b < 8; b++) load_box(at, k_map, 1, b, page1);
-      if (PREFETCH) {
+      if (PREFETCH && i + 2 < blocks) {
         int y = CLUSTER == 1 ? 0 : rank_in_cluster()*(ROWS/CLUSTER);
         for (int b = 0; b < BOXES; b++) { tma_prefetch(k_map, b*64, y, next0); tma_prefetch(k_map, b*64, y, next1); }
       }
@@ -97,11 +110,110 @@ DEVICE void produce(const Places& at, const TensorMap& q_map, const TensorMap& k
   }
 }
 
+// --- the FP8 producer: 128 threads turn 8-bit latents into the bf16 boxes the copy engine would have brought ---
+
+DEVICE u32 two_halves(u32 bytes) { u32 x; asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(x) : "h"((u16)bytes)); return x; }
+DEVICE float2 two_floats(u32 halves) {
+  float2 x; asm("{ .reg .f16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b; }"
+                : "=f"(x.x), "=f"(x.y) : "r"(halves)); return x;
+}
+DEVICE u32 widen(u32 bytes, float scale) {         // two bytes to two bf16
+  float2 x = two_floats(two_halves(bytes));
+  return pack_bf16(x.x*scale, x.y*scale);
+}
+DEVICE uint4 widen(u32 a, u32 b, float scale) {
+  return make_uint4(widen(a, scale), widen(a >> 16, scale), widen(b, scale), widen(b >> 16, scale));
+}
+
+// Half a page: 64 tokens, 256 columns. A thread has 16 columns of two tokens in each of four boxes.
+struct Half { uint4 raw[4][2]; float2 scale[2]; };
+
+DEVICE void fetch(Half& x, const Job& job, int page, int half) {
+  int t = threadIdx.x%128;
+  #pragma unroll
+  for (int r = 0; r < 2; r++) {
+    long long row = (long long)page*64 + t/4 + 32*r;
+    x.scale[r] = *(const float2*)(job.scale + row*4 + 2*half);
+    #pragma unroll
+    for (int b = 0; b < 4; b++) x.raw[b][r] = job.latent[row*32 + half*16 + b*4 + t%4];
+  }
+}
+
+DEVICE void deliver(const Places& at, const Half& x, int which, int half) {
+  int t = threadIdx.x%128;
+  #pragma unroll
+  for (int b = 0; b < 4; b++) {
+    #pragma unroll
+    for (int r = 0; r < 2; r++) {
+      int row = t/4 + 32*r, c = t%4*2;
+      float scale = b < 2 ? x.scale[r].x : x.scale[r].y;
+      uint4 raw = x.raw[b][r], low = widen(raw.x, raw.y, scale), high = widen(raw.z, raw.w, scale);
+      u32 to = at.k(which) + (4*half + b)*BOX + row*128;
+      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" :: "r"(to + ((c ^ row%8) << 4)), "r"(low.x), "r"(low.y), "r"(low.z), "r"(low.w) : "memory");
+      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" :: "r"(to + ((c+1 ^ row%8) << 4)), "r"(high.x), "r"(high.y), "r"(high.z), "r"(high.w) : "memory");
+    }
+    fence_async();
+    __syncwarp();
+    if (lane() == 0) barrier_arrive(at.full(which, 4*half + b));
+  }
+}
+
+DEVICE void prefetch_page(const Job& job, int page) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" :: "l"(job.latent + (long long)page*2048), "r"(32768) : "memory");
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" :: "l"(job.scale + (long long)page*256), "r"(1024) : "memory");
+}
+
+DEVICE void produce_fp8(const Places& at, const TensorMap& q_map, const TensorMap& rope_map, const Job& job, int head) {
+  u32 q_turn = 1, turn = 1;
+  bool one = threadIdx.x%128 == 0;
+  for (int s = job.begin; s < job.end; s++, q_turn ^= 1) {
+    int4 seg = job.segments[s];
+    const int* table = job.pages + (long long)seg.x*job.max_pages;
+    int from = seg.y/64, blocks = (seg.z - seg.y + 63)/64;
+    if (one) {
+      barrier_wait(at.q_empty(), q_turn);
+      barrier_expect(at.q_full(), PAGE);
+      for (int b = 0; b < BOXES; b++) tma_load(at.q() + b*BOX, q_map, at.q_full(), b*64, seg.x*job.heads + head);
+    }
+    __syncwarp();
+    Half x;
+    fetch(x, job, table[from], 0);
+    for (int i = 0; i < blocks; i += 2, turn ^= 1) {
+      int far = min(i + 1 + 2*PREFETCH, blocks-1);
+      #pragma unroll
+      for (int h = 0; h < 4; h++) {                // left and right half of two pages
+        int which = h/2, half = h%2;
+        barrier_wait(at.empty(which, half), turn);
+        if (one && which != half) {                // the rope columns come free with page 0's right, page 1's left half
+          barrier_expect(at.full(which, 8), BOX);
+          tma_load(at.k(which) + 8*BOX, rope_map, at.full(which, 8), 0, 0, table[min(from + i + which, from + blocks-1)], EVICT_FIRST);
+        }
+        __syncwarp();
+        deliver(at, x, which, half);
+        int next = i + (h + 1)/2;
+        if (next < blocks || h < 3) fetch(x, job, table[from + min(next, blocks-1)], (h + 1)%2);
+        if (PREFETCH && one && half) prefetch_page(job, table[from + max(far - 1 + which, 0)]);
+      }
+    }
+  }
+}
+
 // --- what both warpgroups do ----------------------------------------------------------------------------------
 
 // One box of scores: S += Q[:, box] K[:, box]^T, when the box has landed.
-template <int BOX_I> DEVICE void score_box(float (&S)[32], const Places& at, int which, u32 turn) {
+template <int BOX_I> DEVICE void score_box(float (&S)[32], const Places& at, int which, u32 turn, const u32 (&Q)[16]) {
   barrier_wait(at.full(which, BOX_I), turn);
+  if (QREG && BOX_I == 8) {
+    u64 b = matrix(at.k(which) + BOX_I*BOX);
+    wgmma_fence();
+    #pragma unroll
+    for (int k = 0; k < 4; k++) {
+      const u32 a[4] = {Q[4*k], Q[4*k+1], Q[4*k+2], Q[4*k+3]};
+      wgmma_bf16_rs<0>(S, a, b + 2*k, 1);
+    }
+    wgmma_commit();
+    return;
+  }
   u64 a = matrix(at.q() + BOX_I*BOX), b = matrix(at.k(which) + BOX_I*BOX);
   wgmma_fence();
   #pragma unroll
@@ -109,8 +221,18 @@ template <int BOX_I> DEVICE void score_box(float (&S)[32], const Places& at, int
   wgmma_commit();
 }
 
-template <int FROM, int TO> DEVICE void score_from(float (&S)[32], const Places& at, int which, u32 turn) {
-  if constexpr (FROM < TO) { score_box<FROM>(S, at, which, turn); score_from<FROM+1, TO>(S, at, which, turn); }
+template <int FROM, int TO> DEVICE void score_from(float (&S)[32], const Places& at, int which, u32 turn, const u32 (&Q)[16]) {
+  if constexpr (FROM < TO) { score_box<FROM>(S, at, which, turn, Q); score_from<FROM+1, TO>(S, at, which, turn, Q); }
+}
+
+DEVICE void keep_q(u32 (&Q)[16], const Places& at) {
+  int t = threadIdx.x%128, row = t/32*16 + t%16;
+  #pragma unroll
+  for (int k = 0; k < 4; k++) {
+    u32 x[4];
+    load_matrices(x, at.q() + 8*BOX + row*128 + (((2*k + t%32/16) ^ row%8) << 4));
+    for (int i = 0; i < 4; i++) Q[4*k+i] = x[i];
+  }
 }
 
 // O += P V, 64 tokens, 256 columns: P from registers, or from shared memory.
@@ -247,7 +369,7 @@ DEVICE void write(const Places& at, int W, const Job& job, int4 seg, int head, f
 // --- warpgroup 0: page 0's scores, the left 256 columns -----------------------------------------------------
 
 template <bool LAST> DEVICE void left_step(const Places& at, float c, int left, u32& turn,
-    float (&O)[128], float (&S)[32], float (&m)[2], float (&l)[2]) {
+    float (&O)[128], float (&S)[32], float (&m)[2], float (&l)[2], const u32 (&Q)[16]) {
   float f[2]; u32 P[16];
   if (LAST && lane() == 0) barrier_arrive(at.q_empty());
   if (LAST && left < 64) mask(S, left);
@@ -256,20 +378,20 @@ template <bool LAST> DEVICE void left_step(const Places& at, float c, int left, 
   rescale(O, f);
   if (LAST && left < 64) blank(at.k(0), left, 0);
   add_values(O, P, at.k(0));
-  named_barrier(P_READY + 1, 256);
   wgmma_wait<0>();
   keep_in_registers(O);
   release(at, 0, 0);
+  named_barrier(P_READY + 1, 256);
   follow(at, 1, m, l, f);
   rescale(O, f);
   if (LAST && left < 128) blank(at.k(1), left - 64, 0);
   add_values(O, at.k(1) + 8*BOX, at.k(1));
   turn ^= 1;
   if (!LAST) {
-    score_from<0, 4>(S, at, 0, turn);
+    score_from<0, 4>(S, at, 0, turn, Q);
     wgmma_wait<4>();
     release(at, 1, 0);
-    score_from<4, BOXES>(S, at, 0, turn);
+    score_from<4, BOXES>(S, at, 0, turn, Q);
     if (TURNS) { wgmma_wait<TURNS>(); named_arrive(MY_TURN, 256); }
   }
   wgmma_wait<0>();
@@ -278,22 +400,24 @@ template <bool LAST> DEVICE void left_step(const Places& at, float c, int left, 
   if (LAST) release(at, 1, 0);
 }
 
-DEVICE void left_half(const Places& at, const Job& job, int worker, int head) {
+DEVICE void left_half(const Places& at, const Job& job, int head) {
   u32 q_turn = 0, turn = 0;
-  for (int s = job.first[worker]; s < job.first[worker+1]; s++, q_turn ^= 1) {
+  for (int s = job.begin; s < job.end; s++, q_turn ^= 1) {
     int4 seg = job.segments[s];
     int left = seg.z - seg.y;                      // tokens still to come
     float O[128], S[32], m[2] = {-INFINITY, -INFINITY}, l[2] = {0, 0};
     #pragma unroll
     for (int i = 0; i < 128; i++) O[i] = 0;
     barrier_wait(at.q_full(), q_turn);
-    score_from<0, BOXES>(S, at, 0, turn);
+    u32 Q[16];
+    if (QREG) keep_q(Q, at);
+    score_from<0, BOXES>(S, at, 0, turn, Q);
     if (TURNS) { wgmma_wait<TURNS>(); named_arrive(MY_TURN, 256); }
     wgmma_wait<0>();
     keep_in_registers(S);
     #pragma unroll 1
-    for (; left > 128; left -= 128) left_step<false>(at, job.c, left, turn, O, S, m, l);
-    left_step<true>(at, job.c, left, turn, O, S, m, l);
+    for (; left > 128; left -= 128) left_step<false>(at, job.c, left, turn, O, S, m, l, Q);
+    left_step<true>(at, job.c, left, turn, O, S, m, l, Q);
     write(at, 0, job, seg, head, O, m, l);
   }
 }
@@ -301,10 +425,10 @@ DEVICE void left_half(const Places& at, const Job& job, int worker, int head) {
 // --- warpgroup 1: page 1's scores, the right 256 columns ----------------------------------------------------
 
 template <bool LAST> DEVICE void right_step(const Places& at, float c, int left, u32& turn,
-    float (&O)[128], float (&m)[2], float (&l)[2]) {
+    float (&O)[128], float (&m)[2], float (&l)[2], const u32 (&Q)[16]) {
   float S[32], f[2]; u32 P[16];
   if (TURNS) named_barrier(MY_TURN, 256);
-  score_from<0, BOXES>(S, at, 1, turn);
+  score_from<0, BOXES>(S, at, 1, turn, Q);
   wgmma_wait<0>();
   keep_in_registers(S);
   named_barrier(P_READY + 0, 256);
@@ -328,18 +452,20 @@ template <bool LAST> DEVICE void right_step(const Places& at, float c, int left,
   turn ^= 1;
 }
 
-DEVICE void right_half(const Places& at, const Job& job, int worker, int head) {
+DEVICE void right_half(const Places& at, const Job& job, int head) {
   u32 q_turn = 0, turn = 0;
-  for (int s = job.first[worker]; s < job.first[worker+1]; s++, q_turn ^= 1) {
+  for (int s = job.begin; s < job.end; s++, q_turn ^= 1) {
     int4 seg = job.segments[s];
     int left = seg.z - seg.y;
     float O[128], m[2] = {-INFINITY, -INFINITY}, l[2] = {0, 0};
     #pragma unroll
     for (int i = 0; i < 128; i++) O[i] = 0;
     barrier_wait(at.q_full(), q_turn);
+    u32 Q[16];
+    if (QREG) keep_q(Q, at);
     #pragma unroll 1
-    for (; left > 128; left -= 128) right_step<false>(at, job.c, left, turn, O, m, l);
-    right_step<true>(at, job.c, left, turn, O, m, l);
+    for (; left > 128; left -= 128) right_step<false>(at, job.c, left, turn, O, m, l, Q);
+    right_step<true>(at, job.c, left, turn, O, m, l, Q);
     write(at, 1, job, seg, head, O, m, l);
   }
 }
@@ -348,33 +474,37 @@ DEVICE void right_half(const Places& at, const Job& job, int worker, int head) {
 
 extern "C" __global__ __launch_bounds__(384, 1) void mla_decode(
     const __grid_constant__ TensorMap q_map,       // [B*H, 576], boxes of 64 x 64
-    const __grid_constant__ TensorMap k_map,       // (pages, 64, 576), boxes of 1 x 64/CLUSTER x 64
+    const __grid_constant__ TensorMap k_map,       // (pages, 64, 576), boxes of 1 x 64/CLUSTER x 64; FP8: (pages, 64, 64)
     const int* first, const int4* segments, const int* pages, int max_pages,
-    unsigned short* out, float* lse, float* part, float* part_lse, int heads, float c) {
+    unsigned short* out, float* lse, float* part, float* part_lse, int heads, float c,
+    const uint4* latent, const float* scale) {
   extern __shared__ char raw[];
   Places at{(shared(raw) + 1023) & ~1023u};
-  Job job{first, segments, pages, max_pages, out, lse, part, part_lse, heads, c};
   int groups = heads/ROWS, worker = blockIdx.x/groups, head = blockIdx.x%groups*ROWS;
+  Job job{first[worker], first[worker+1], segments, pages, max_pages, out, lse, part, part_lse, heads, c, latent, scale};
+  prefetch(segments + job.begin);
   if (threadIdx.x == 0) {
+    prefetch_map(q_map); prefetch_map(k_map);
     barrier_init(at.q_full(), 1); barrier_init(at.q_empty(), 8);
     for (int w = 0; w < 2; w++) {
-      for (int b = 0; b < BOXES; b++) barrier_init(at.full(w, b), 1);
+      for (int b = 0; b < BOXES; b++) barrier_init(at.full(w, b), FP8 && b < 8 ? 4 : 1);
       for (int h = 0; h < 2; h++) barrier_init(at.empty(w, h), 4*CLUSTER);
     }
     fence_barrier_init();
   }
   __syncthreads();
   if (CLUSTER > 1) cluster_barrier();
-  wait_for_previous_kernel();
   let_next_kernel_start();                         // it waits for our end by itself
+  wait_for_previous_kernel();
   int group = threadIdx.x/128;
   if (group == 2) {
-    give_registers<40>();
-    if (threadIdx.x == 256) produce(at, q_map, k_map, job, worker, head);
+    give_registers<FP8 ? 88 : 40>();
+    if (FP8) produce_fp8(at, q_map, k_map, job, head);
+    else if (threadIdx.x == 256) produce(at, q_map, k_map, job, head);
     __syncwarp();
   } else {
-    take_registers<232>();
-    if (group == 0) left_half(at, job, worker, head); else right_half(at, job, worker, head);
+    take_registers<FP8 ? 208 : 232>();
+    if (group == 0) left_half(at, job, head); else right_half(at, job, head);
   }
   if (CLUSTER > 1) cluster_barrier();              // nobody leaves while a neighbour may still write here
 }

@@ -32,7 +32,7 @@ def buffers(q, slots):
 
 def decode64(
     q,           # [B,H,576] bf16, 512 absorbed latent columns then 64 of rope; H a multiple of 64
-    cache,       # (pages,64,576) bf16
+    cache,       # (pages,64,576) bf16; or FP8: latent (pages,64,512), scale (pages,64,4), rope (pages,64,64)
     page_table,  # [B,max_pages] int32
     lengths,     # [B] int32 on the GPU
     scale,       # of the scores, natural units
@@ -48,11 +48,13 @@ def decode64(
         from r1nb.mla_decode import plan as make
         plan = make(lengths, n).to(q.device)
     out, lse, part, part_lse = out or buffers(q, 2*n)
-    cluster = defines.setdefault('CLUSTER', 2 if H % 128 == 0 else 1)
+    fp8 = isinstance(cache, tuple)
+    cluster = defines.setdefault('CLUSTER', 2 if H % 128 == 0 and not fp8 else 1)
     q_map = tensor_map(q.view(B*H, D), (64, 64))
-    k_map = tensor_map(cache, (1, 64//cluster, 64))
-    run = kernel('mla_decode.cu', 'mla_decode', **defines)
+    latent, weights, rope = cache if isinstance(cache, tuple) else (None, None, cache)
+    k_map = tensor_map(rope, (1, 64//cluster, 64))
+    run = kernel('mla_decode.cu', 'mla_decode', FP8=int(fp8), **defines)
     run(n*H//64, 384, q_map, k_map, plan.first, plan.segments, page_table, page_table.stride(0), out, lse,
-        part, part_lse, H, scale*math.log2(math.e), smem=SMEM, cluster=cluster)
+        part, part_lse, H, scale*math.log2(math.e), latent, weights, smem=SMEM, cluster=cluster, overlap=True)
     combine(part, part_lse, plan, lengths, out, lse)
     return out, lse

@@ -7,7 +7,7 @@ import torch
 from r1nb.mla_decode import plan
 from r1nb.kernels.mla_decode import buffers, decode64, workers
 
-SCALE, BAD = 192**-.5, float('nan')
+SCALE, BAD, FP8 = 192**-.5, float('nan'), False
 
 
 def inputs(lengths, H, seed=0, loud=1., growing=False):
@@ -27,12 +27,28 @@ def inputs(lengths, H, seed=0, loud=1., growing=False):
     return q, cache, table, torch.tensor(lengths, dtype=torch.int32, device='cuda')
 
 
+def in_fp8(x):
+    "The same request with its cache in FP8: (latent, scale, rope) of each page, a scale per 128 columns."
+    q, cache, table, lengths = x
+    latent, scale = [], []
+    for part in cache[..., :512].split(1024):            # pieces: the float copies are large
+        part = part.float().view(-1, 64, 4, 128)
+        scale.append((part.abs().amax(-1)/448).contiguous())
+        latent.append((part/scale[-1][..., None]).to(torch.float8_e4m3fn).view(-1, 64, 512))
+    return q, (torch.cat(latent), torch.cat(scale), cache[..., 512:].contiguous()), table, lengths
+
+
 def reference(q, cache, table, lengths):
-    "Float64 of the same bf16 numbers."
+    "Float64 of the same stored numbers."
     out, lse = q.new_zeros(*q.shape[:2], 512, dtype=torch.float64), q.new_full(q.shape[:2], -torch.inf, dtype=torch.float64)
     for b, n in enumerate(lengths.tolist()):
         if not n: continue
-        k = cache[table[b, :-(-n//64)].long()].view(-1, 576)[:n].double()
+        pages = table[b, :-(-n//64)].long()
+        if isinstance(cache, tuple):
+            latent, scale, rope = (t[pages].double() for t in cache)
+            k = torch.cat([(latent.view(-1, 64, 4, 128)*scale[..., None]).view(-1, 64, 512), rope], -1)
+        else: k = cache[pages].double()
+        k = k.reshape(-1, 576)[:n]
         s = q[b].double() @ k.T*SCALE
         out[b], lse[b] = s.softmax(-1) @ k[:, :512], s.logsumexp(-1)
     return out, lse
@@ -40,6 +56,7 @@ def reference(q, cache, table, lengths):
 
 def check(name, lengths, H, run, **kw):
     x = inputs(lengths, H, seed=len(lengths)*7+H+lengths[0], **kw)
+    if FP8: x = in_fp8(x)
     out, lse = run(*x)
     torch.cuda.synchronize()
     want, want_lse = reference(*x)
@@ -77,8 +94,9 @@ def timed(B, L, H=128, lengths=None, overhead=2, **defines):
     "Median microseconds of one call (split and combine) in a replayed graph, inputs rotated through 220 MB and more."
     lengths = lengths or [L]*B
     total = sum(lengths)
-    sets = max(2, min(64, -(-220_000_000//(total*1152))))
-    xs = [inputs(lengths, H, seed=i) for i in range(sets)]
+    each = 656 if FP8 else 1152
+    sets = max(2, min(64, -(-220_000_000//(total*each))))
+    xs = [in_fp8(inputs(lengths, H, seed=i)) if FP8 else inputs(lengths, H, seed=i) for i in range(sets)]
     p = plan(lengths, workers(xs[0][0]), overhead=overhead).to('cuda')
     room = buffers(xs[0][0], 2*workers(xs[0][0]))
     call = lambda x: decode64(*x, SCALE, plan=p, out=room, **defines)
@@ -95,14 +113,16 @@ def timed(B, L, H=128, lengths=None, overhead=2, **defines):
         a.record(); graph.replay(); b.record(); torch.cuda.synchronize()
         times.append(a.elapsed_time(b)*1e3/count)
     us = statistics.median(times[1:])
-    return us, flops/us/1e6, (total*1152 + len(lengths)*H*(576+512)*2)/us/1e3
+    return us, flops/us/1e6, (total*each + len(lengths)*H*(576+512)*2)/us/1e3
 
 
 def main():
     a = argparse.ArgumentParser()
     a.add_argument('--check', action='store_true'); a.add_argument('--time', action='store_true')
     a.add_argument('--variants', default=''); a.add_argument('--shapes', default=''); a.add_argument('--out')
+    a.add_argument('--fp8', action='store_true')
     a = a.parse_args()
+    global FP8; FP8 = a.fp8
     variants = [dict((k, int(v)) for k, v in (kv.split('=') for kv in s.split(',') if kv)) for s in a.variants.split(';')]
     ok, rows = True, []
     for v in variants:
@@ -113,7 +133,7 @@ def main():
         for B, L in shapes:
             for v in variants:
                 us, tf, gb = timed(B, L, **v)
-                rows.append(dict(heads=128, batch=B, length=L, us=us, tflops=tf, gbps=gb, **v))
+                rows.append(dict(cache='fp8' if FP8 else 'bf16', heads=128, batch=B, length=L, us=us, tflops=tf, gbps=gb, **v))
                 print(f'h128 b{B} L{L}: {us:.1f} us {tf:.0f} TFLOP/s {gb:.0f} GB/s {v}', flush=True)
     if a.out: json.dump(dict(gpu=torch.cuda.get_device_name(), torch=torch.__version__, rows=rows), open(a.out, 'w'), indent=1)
     sys.exit(not ok)
