@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['PrefixCache', 'read_prompt', 'hit_rate', 'chat_hit_rate', 'reading_flops']
 
-# %% ../nbs/17_prefix.ipynb #1b3e589d
+# %% ../nbs/17_prefix.ipynb #6e7f9df1
 import hashlib, hmac, secrets
 from collections import OrderedDict
 import torch
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 from .core import require
 from .attention import LatentCache
 from .model import R1Model, count
@@ -56,7 +55,7 @@ class PrefixCache:
             self.data.move_to_end(key)
         while len(self.data) > self.room: self.data.popitem(last=False)
 
-# %% ../nbs/17_prefix.ipynb #bd3d21d1
+# %% ../nbs/17_prefix.ipynb #4ab10be7
 @torch.inference_mode()
 def read_prompt(
     model:R1Model,           # in eval mode
@@ -72,8 +71,7 @@ def read_prompt(
     found = store.find(tenant, ids) if store else []
     n = cache.length = sum(b.shape[1] for b in found)
     if found: cache.data[:, 0, :n] = torch.cat(found, 1)
-    mask = causal_lower_right(len(ids) - n, len(ids)) if 0 < n < len(ids) - 1 else None
-    h = model.hidden(torch.tensor([ids[n:]], device=w.device), cache=cache, mask=mask, absorb=False)
+    h = model.hidden(torch.tensor([ids[n:]], device=w.device), cache=cache, absorb=False)
     if store: store.keep(tenant, ids, cache.data[:, 0])
     return model.lm_head(h[:, -1]), cache, n
 

@@ -306,14 +306,14 @@ def serve_presets(
         link_gb_per_second=(g.nvlink_bytes_per_second if n <= 8 else
                             g.network_bytes_per_second)/1e9) for g, n in fleets}
 
-# %% ../nbs/61_serving_cost.ipynb #9ba31ba3
+# %% ../nbs/61_serving_cost.ipynb #0bcada44
 def serve_calculator(
     rows:list,  # of Gpu, for the menu
 )->Calculator:
     "The serve-it calculator."
     inputs = [Input('gpus', 'GPUs in a group', 1, 512, 144),
-        Input('answers_per_gpu', 'answers at once on each', 1, 2048, 88, log=True),
-        Input('context_tokens', 'context', 128, 131072, 4989, 'token', log=True),
+        Input('answers_per_gpu', 'answers at once on each', 1, 1000, 88, log=True),
+        Input('context_tokens', 'context', 100, 100_000, 4989, 'token', log=True),
         Input('usd_per_gpu_hour', 'rent', .1, 20, 2, 'usd/gpu_h', log=True),
         Input('share_of_roofline', 'share of the roofline reached', .05, 1, .37),
         Input('memory_gb', 'memory of a GPU', 16, 300, 80, 'GB'),

@@ -6,7 +6,6 @@ Without a GPU it runs a tiny model: a rehearsal, not a measurement.
 """
 import argparse, json, statistics, subprocess, threading, time
 import torch
-from torch.nn.attention.bias import causal_lower_right
 from r1nb.attention import LatentCache
 from r1nb.core import hardware
 from r1nb.model import R1Config, R1Model, count
@@ -82,8 +81,7 @@ def first_token(model, B, T, hit, n=7):
     for _ in range(n):
         cache.length = hit
         wait(); t = time.perf_counter()
-        mask = causal_lower_right(T - hit, T) if hit else None
-        model.lm_head(model.hidden(ids[:, hit:], cache=cache, mask=mask, absorb=False)[:, -1])
+        model.lm_head(model.hidden(ids[:, hit:], cache=cache, absorb=False)[:, -1])
         wait(); times.append(time.perf_counter() - t)
     return dict(B=B, T=T, hit=hit, seconds=statistics.median(times[1:]))
 
@@ -97,14 +95,14 @@ def main():
     p.add_argument('--seconds', type=float, default=1.2)
     a = p.parse_args()
     torch.manual_seed(0)
-    model = build(a.layers, 2*a.context)
+    model = build(a.layers, max(2*a.context, 1024))
     name = torch.cuda.get_device_name() if GPU else hardware()['cpu']
     with Watts() as watts:
         t = time.perf_counter(); time.sleep(2.5 if GPU else 0)
         idle = watts.mean(t, time.perf_counter())
         steps = [step(model, int(b), a.context, a.seconds, watts) for b in a.batches.split(',')]
-    reads = [first_token(model, B, 2*a.context, hit) for B in (1, 4)
-             for hit in (0, round(2*a.context*9/16))]
+    reads = [first_token(model, B, T, hit) for B in (1, 8) for T in (512, 1024, 2*a.context)
+             for hit in (0, round(T*9/16))]
     config = {k: getattr(model.config, k) for k in (*SIZES, 'num_hidden_layers')}
     print(json.dumps(dict(
         what='a dense latent-attention model with random weights: decode steps recorded as CUDA '
