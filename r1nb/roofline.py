@@ -211,7 +211,7 @@ def table(
                     f'{p.cost.flops/p.seconds/1e12:9.1f} {p.cost.bytes/p.seconds/1e9:9.0f}')
     return '\n'.join(rows)
 
-# %% ../nbs/20_roofline.ipynb #9dd526e4
+# %% ../nbs/20_roofline.ipynb #27d71947
 def plot(
     points:list,      # of Point
     ceilings:dict,    # of the machine that was timed
@@ -226,7 +226,7 @@ def plot(
         knee = ceilings[kind]/ceilings['copy']
         y = [min(x*ceilings['copy'], ceilings[kind])/1e12 for x in (lo, knee, max(hi, knee))]
         ax.plot([lo, knee, max(hi, knee)], y, '-k', lw=1, alpha=.5)
-        ax.text(hi, y[-1], f' {kind} {y[-1]:.3g}', va='center', size=7)
+        ax.text(hi, y[-1], f'{kind} {y[-1]:.0f}', ha='right', va='bottom', size=7)
     for i, p in enumerate(points):
         x, top, y = p.cost.intensity, p.cost.flops/predict(p.cost, ceilings), p.cost.flops/p.seconds
         ax.plot([x, x], [top/1e12, y/1e12], f'-C{i%10}', lw=1)

@@ -10,7 +10,7 @@ from r1nb.core import R1Error
 from r1nb.fp8 import (E4M3, E5M2, decode, dequantize, dequantize_checkpoint, encode,
                       is_stored_in_fp8, load, quantize, quantize_weight, save_fp8, show,
                       tensor_core)
-from r1nb.model import load as load_plain, read_tensors
+from r1nb.model import R1Config, R1Model, load as load_plain, read_tensors
 import fp8_contents
 
 NANO = Path(r1nb.__file__).parent/'assets'/'nano'
@@ -232,3 +232,17 @@ def test_a_nan_is_not_stored(tmp_path):
     edit(bad, lambda s: s[NAME].view(-1)[7].fill_(math.nan))
     with pytest.raises(R1Error, match='holds a NaN'): save_fp8(bad, tmp_path/'out')
     assert not (tmp_path/'out').exists()
+
+def test_transformers_reads_the_same_numbers(tmp_path):
+    "Where every matrix is whole blocks, or one partial block: others it refuses (version 5.17)."
+    hf = pytest.importorskip('transformers')
+    hf.utils.logging.set_verbosity_error(); hf.utils.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    c = R1Config(kv_lora_rank=112, qk_rope_head_dim=16, v_head_dim=16, intermediate_size=256,
+                 moe_intermediate_size=128, num_nextn_predict_layers=0, initializer_range=.1)
+    folder = save_fp8(R1Model(c).save_pretrained(tmp_path/'plain'), tmp_path/'fp8')
+    theirs = hf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32,
+        quantization_config=hf.FineGrainedFP8Config(dequantize=True)).eval()
+    ids = torch.randint(0, 256, (2, 30))
+    with torch.no_grad(): a, b = theirs(ids).logits, load(folder).eval()(ids)
+    assert b.std() > .5 and (a - b).abs().max() < 1e-4      # fp32, sums in another order

@@ -2,9 +2,9 @@
 import json, math, time
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from r1nb.core import R1Error
-from r1nb.roofline import (Cost, Point, WIDTH, bench, ceilings, error, fresh, grouped_matmul, matmul,
+from r1nb.roofline import (Cost, Point, WIDTH, bench, error, fresh, grouped_matmul, matmul,
                            mla_decode, plot, poison, predict, quantise, record, stream, table)
 
 TOP = dict(copy=4e12, read=4.2e12, fp32=6e13, bf16=8e14, fp8=1.4e15, launch=1e-6)
@@ -40,7 +40,8 @@ def test_decode_is_counted_once_for_all_heads():
     assert quantise(8, 130).bytes == 8*130*3 + 8*2*4 and stream(10, 1, 2).bytes == 30
 
 def test_mistakes_are_named():
-    with pytest.raises(R1Error, match='no ceiling for bf16'): predict(matmul(2, 2, 2), dict(copy=1.))
+    with pytest.raises(R1Error, match='no ceiling for bf16'):
+        predict(matmul(2, 2, 2), dict(copy=1.))
     with pytest.raises(R1Error, match='one kind'): matmul(1, 1, 1) + matmul(1, 1, 1, 'fp32')
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float8_e4m3fn,
