@@ -7,21 +7,22 @@ __all__ = ['app', 'ENABLES', 'InOrder', 'top', 'report', 'choose', 'check_seed',
            'coloured', 'installed', 'extras', 'first_line', 'checkup', 'advice', 'doctor', 'how_to_resume', 'mendable',
            'keep', 'main', 'complain']
 
-# %% ../nbs/91_cli.ipynb #60213b91
+# %% ../nbs/91_cli.ipynb #9b9b6557
 import errno, json, os, re, shlex, shutil, subprocess, sys, tempfile, traceback
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Annotated, Optional
 import typer, typer.core
-from . import __version__
+from . import __version__, bill
 from .charts import clean
 from .core import R1Error, hardware, require
 
-# %% ../nbs/91_cli.ipynb #8f36d044
+# %% ../nbs/91_cli.ipynb #49d4dcb1
 class InOrder(typer.core.TyperGroup):
     "The main job first, whatever the order of this page."
-    def list_commands(self, ctx): return ['run', 'report', 'sample', 'doctor']
+    def list_commands(self, ctx):
+        return ['run', 'report', 'sample', 'doctor', 'cost', 'claims', 'hardware']
 
 app = typer.Typer(name='r1nb', cls=InOrder, add_completion=False, rich_markup_mode=None,
                   context_settings=dict(help_option_names=['-h', '--help']))
@@ -34,6 +35,8 @@ def top(
     "The book of DeepSeek-R1 that runs: a base model learns to reason, here, in minutes."
     if version: typer.echo(f'r1nb {__version__}')
     elif ctx.invoked_subcommand is None: typer.echo(ctx.get_help())
+
+bill.join(app)
 
 # %% ../nbs/91_cli.ipynb #13b8379d
 @app.command()

@@ -35,9 +35,10 @@ def r1nb(*args, **kw):
 
 def test_help_imports_nothing_heavy():
     heavy = ('torch', 'transformers', 'matplotlib', 'numpy', 'rich', 'IPython', 'datasets',
-             'tokenizers')
+             'tokenizers', 'pint', 'pandas')
     code = ('import sys\nfrom r1nb.cli import main\n'
-            'for a in ([], ["--help"], ["--version"], ["run", "--help"]): assert main(a) == 0\n'
+            'for a in ([], ["--help"], ["--version"], ["run", "--help"], ["cost", "--help"],\n'
+            '    ["cost", "train", "--help"], ["claims", "--help"]): assert main(a) == 0\n'
             f'print([m for m in {heavy} if m in sys.modules])')
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
                        env=dict(os.environ, PYTHONPATH=str(ROOT)))
@@ -47,7 +48,8 @@ def test_help_and_version():
     from r1nb import __version__
     code, out, _ = r1nb('--help')
     listed = re.findall(r'^  (\w+) ', out.split('Commands:')[1], re.M)
-    assert code == 0 and listed == ['run', 'report', 'sample', 'doctor']
+    assert code == 0 and listed == ['run', 'report', 'sample', 'doctor', 'cost',
+                                   'claims', 'hardware']
     assert r1nb('--version')[1].strip() == f'r1nb {__version__}'
 
 @pytest.mark.parametrize('args, says', [
