@@ -66,7 +66,7 @@ class Claim:
     @property
     def verified(self): return self.verdict in VERDICTS[:3] and self.basis in HOW[:3]
 
-# %% ../nbs/63_claims.ipynb #71f6cb80
+# %% ../nbs/63_claims.ipynb #cc8baf60
 def _numbers(rows):
     return tuple(Number(r['name'], r['value'], r['unit'], r['tol'], r.get('is', '=')) for r in rows)
 
@@ -74,7 +74,7 @@ def ledger(
     rows:list=None, # as stored, one dictionary a row; None: the ones that come with the package
 )->list[Claim]:
     "Every row, checked for its shape."
-    rows, tuples = quoted()['claims'] if rows is None else rows, ('keys', 'how')
+    rows = quoted()['claims'] if rows is None else rows
     again = Counter(d['id'] for d in rows).most_common(1)
     require(not again or again[0][1] == 1, f'{again and again[0][0]} stands there twice: give each '
             'row an id of its own')
@@ -82,7 +82,7 @@ def ledger(
         id, verdict = d['id'], d['verdict']
         require(verdict in VERDICTS, f'{id}: {verdict!r:.40} is not one of {VERDICTS}')
         require({*d['how'], d['basis']} <= set(HOW), f'{id}: {d["how"]} is not among {HOW}')
-    return [Claim(**d | {k: tuple(d[k]) for k in tuples} | dict(expected=_numbers(d['expected']),
+    return [Claim(**d | dict(keys=tuple(d['keys']), how=tuple(d['how']), expected=_numbers(d['expected']),
                   quotes=tuple((q['text'], tuple(q['seeds'])) for q in d['quotes']))) for d in rows]
 
 # %% ../nbs/63_claims.ipynb #776bd04d
@@ -187,15 +187,15 @@ def cheaper_by():
     return {'GPT-4 over V3': gpt/v3, 'V3 under GPT-4': 100*(1 - v3/gpt),
             'V3 and R1 under GPT-4': 100*(1 - both/gpt), 'V3 under Sonnet': 100*(1 - v3/sonnet)}
 
-# %% ../nbs/63_claims.ipynb #48c0678d
+# %% ../nbs/63_claims.ipynb #4a7e3c31
 def gpus_used():
     "GPUs, as the papers state them (B07)."
     return {'V3': inputs()['V3_cost']['gpus'], 'R1': inputs()['R1_cost']['gpus']}
 
 def reported_spend():
     "OpenAI in 2024, as projected in the press (B14)."
-    d = inputs()['debate']
-    return {'inference and training': d['openai_inference_usd_B'] + d['openai_training_usd_B']}
+    return {'inference and training': sum(inputs()['debate'][f'openai_{k}_usd_B']
+                                          for k in ('inference', 'training'))}
 
 # %% ../nbs/63_claims.ipynb #caca07a0
 def rule_reward(
@@ -301,16 +301,20 @@ def contradictions()->list[Contradiction]: # articles first, then the sources
     return [Contradiction(**d | dict(claims=tuple(d['claims']), expected=_numbers(d['expected'])))
             for d in quoted()['contradictions']]
 
-# %% ../nbs/63_claims.ipynb #9aee53cf
+# %% ../nbs/63_claims.ipynb #9b7cd93d
 def primaries_differ():
     "One thing, two figures, both from its makers."
     z, read, t = inputs()['R1Zero_AIME'], inputs()['readings'], quoted()['tables']
     paper, readme = scores('AIME 2024')['QwQ-32B-Preview'], t['distilled']['qwq_readme']
     zero, n, p = z['nature_pass1'] - z['v1_pass1'], t['questions']['AIME 2024'], parameters()
     weights = read['readme_weights_active_B']
+    lcb = {r['model']: r['LiveCodeBench'] for r in t['distilled']['rows']}
+    apart = lambda m: scores('LiveCodeBench')[m] - lcb[m]
     return {'QwQ, paper': paper, 'QwQ, repository': readme, 'QwQ, apart': n*(paper - readme)/100,
             'R1-Zero, Nature less v1': zero, 'R1-Zero, of 30 questions': n*zero/100,
             'both votes': n*z['consensus']/100, '64 times 8': 64*8,
+            'GPT-4o, main table less students': apart('GPT-4o-0513'),
+            'Claude, main table less students': apart('Claude-3.5-Sonnet-1022'),
             'README less the count with both': weights - p['active'],
             'README less the count with one': weights - p['active, no input embedding']}
 

@@ -96,7 +96,8 @@ def data_numbers():
     "The figures that come with the package: quoted inputs and tables, hardware, prices."
     d = json.loads((ASSETS/'claims.json').read_text())
     yield from leaves([d['inputs'], d['tables']])
-    for path in ASSETS.glob('*.csv'): yield from leaves([*csv.reader(path.read_text().splitlines())])
+    for path in ASSETS.glob('*.csv'):
+        yield from leaves([*csv.reader(path.read_text().splitlines())])
 
 def pool(nb):
     "Every number that a notebook shows or starts from; of the data, those of three digits."
