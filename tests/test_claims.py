@@ -208,17 +208,18 @@ def test_a_planted_number_is_caught(text, shown):
 def test_a_true_number_is_left_alone(text, shown):
     assert not [*prose.unsupported(notebook('The run.', ('x', shown), text))]
 
-def test_a_wrong_digit_in_a_real_room_is_caught():
-    "Change the last digit of every figure of three digits or more: nearly all must be noticed."
-    path, = prose.room(63)
+@pytest.mark.parametrize('path', [p for n in ROOMS for p in prose.room(n)], ids=lambda p: p.stem)
+def test_a_wrong_digit_in_a_real_room_is_caught(path):
+    "Change the last digit of every figure of three digits or more: most must be noticed."
     nb, caught, tried = json.loads(path.read_text()), 0, 0
     numbers = prose.pool(nb)
     for text in (''.join(c['source']) for c in nb['cells'] if c['cell_type'] == 'markdown'):
         for f in prose.figures(prose.plain(text)):
-            if len(f.text.replace('.', '').replace(' ', '')) < 3 or f.value in prose.YEAR: continue
-            tried += 1
-            caught += not prose.borne_out(replace(f, value=f.value + 2*f.half), numbers)
-    assert tried >= 10 and caught/tried > .8, f'{caught} of {tried}'
+            if len(f.text.replace('.', '').lstrip('0')) < 3 or f.value in prose.YEAR: continue
+            for off in (-2, 2, 6):
+                tried += 1
+                caught += not prose.borne_out(replace(f, value=f.value + off*f.half), numbers)
+    assert tried >= 10 and caught/tried > .7, f'{caught} of {tried}'
 
 def test_planted_in_a_real_room():
     path, = prose.room(63)
