@@ -83,6 +83,10 @@ def rows_speed():
         for name, fn in ways.items():
             if name != 'ref' or M <= 4096: yield Point(f'{M} × {K}: {name}', c, bench(fn, sets))
         same_bytes, sets = int(c.bytes//4), None
+        if M == 4096:      # is the cache cold? Five times as many inputs must take as long.
+            more = fresh(lambda: (torch.randn(M, K, device='cuda').bfloat16(),), 1.1e9, 80)
+            t = bench(ways['cuda'], more)
+            yield Point(f'{M} × {K}: cuda, over 1.1 GB', c, t)
         t = bench(torch.neg, make(same_bytes))
         yield Point(f'{M} × {K}: copy of as much', stream(same_bytes), t)
 

@@ -246,3 +246,10 @@ def test_transformers_reads_the_same_numbers(tmp_path):
     ids = torch.randint(0, 256, (2, 30))
     with torch.no_grad(): a, b = theirs(ids).logits, load(folder).eval()(ids)
     assert b.std() > .5 and (a - b).abs().max() < 1e-4      # fp32, sums in another order
+
+def test_the_slider_moves():
+    pytest.importorskip('ipywidgets')
+    from r1nb.fp8 import explore
+    w = explore(live=True)
+    w.children[0].value = 3.3
+    assert 'interactive' in type(w).__name__ and w.children[0].value == pytest.approx(3.3, rel=.05)
