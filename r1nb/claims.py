@@ -8,7 +8,7 @@ __all__ = ['VERDICTS', 'COLOUR', 'Number', 'Claim', 'ledger', 'claims', 'claim',
            'our_zero', 'our_students', 'our_drafts', 'price_ratios', 'inference_day', 'market_day', 'jevons',
            'Contradiction', 'contradictions', 'primaries_differ', 'clip_bounds', 'picture', 'show', 'working']
 
-# %% ../nbs/63_claims.ipynb #c52f56cc
+# %% ../nbs/63_claims.ipynb #cf606ee1
 import difflib, inspect, json
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -17,6 +17,7 @@ import r1nb
 from .core import R1Error, mean_ci, require
 from .published import (HOW, benchmark_kinds, inputs, quoted, r1_against_o1, rl_prompts,
                             rows_won, samples, scores, students, teacher_beaten, wins)
+from .scenarios import spend_ratio
 from .serving_cost import nodes_needed, service_day
 from .shapes import (break_even_context, dispatch, experts_used, flops_saved, fp8_saving,
                          kv_saving, kv_shares, links, mtp_speed, one_node, parameters)
@@ -159,7 +160,7 @@ def r1_run():
             'R1 alone': r1/1e6, 'V3 and R1 together': (v3 + r1)/1e6,
             'data of all hours': 100*data/(every + own)}
 
-# %% ../nbs/63_claims.ipynb #42ec1e7a
+# %% ../nbs/63_claims.ipynb #16ead04d
 def plausible():
     "The speed that the stated hours imply (B24)."
     from r1nb.hardware import gpu
@@ -174,11 +175,10 @@ def plausible():
 def stockpile():
     "50,000 GPUs against the 2,048 that were used: days, and dollars to buy (B08, B10)."
     d, n, pre = inputs()['debate'], inputs()['V3_cost']['gpus'], _hours()[0]
-    low, high = d['h800_usd_K']
     return {'pre-training on 50,000': days_on(pre, d['stock_gpus']),
             'pre-training on 2,048': days_on(pre, n),
             '50,000 at $20K': d['stock_gpus']*d['hopper_usd_K']/1e6,
-            '2,048 at $25K': n*low/1e3, '2,048 at $30K': n*high/1e3}
+            **{f'2,048 at ${k}K': n*k/1e3 for k in d['h800_usd_K']}}
 
 def cheaper_by():
     "V3 against figures quoted for others (B12, B13)."
@@ -269,7 +269,7 @@ def inference_day():
             'a year': d['cost_usd_per_year']/1e6, "days to V3's price": 1e6*v3_run()['price']/cost,
             'GPUs': i['nodes_avg']*i['gpus_per_node']}
 
-# %% ../nbs/63_claims.ipynb #420c9e46
+# %% ../nbs/63_claims.ipynb #f7eaec5a
 def market_day():
     "27 January 2025 (E10, E11, E12)."
     m = inputs()['market']
@@ -280,8 +280,8 @@ def market_day():
 def jevons():
     "Spending when the price falls as from o1 to R1 (E14)."
     fall = price_ratios()['output']
-    return {'usage to keep the spend': fall, 'spend at elasticity 0.5': fall**(0.5 - 1),
-            'spend at elasticity 1.5': fall**(1.5 - 1)}
+    return {'usage to keep the spend': fall} | {
+        f'spend at elasticity {e}': spend_ratio(1/fall, e) for e in (0.5, 1.5)}
 
 # %% ../nbs/63_claims.ipynb #11e60602
 @dataclass(frozen=True)
