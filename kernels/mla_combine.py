@@ -1,4 +1,4 @@
-"""Merge the pieces of split attention rows (mla_combine.cu): the last launch of every MLA decode."""
+"""Merge the pieces of split attention rows (mla_combine.cu): the last launch of MLA decode."""
 from r1nb.kernels.jit import kernel
 
 
@@ -12,6 +12,7 @@ def combine(
 ):
     "Launch so that it starts while the kernel before it ends."
     B, H = lse.shape
-    heads = 4 if B*H >= 1024 else 1
-    run = kernel('mla_combine.cu', 'mla_combine', HEADS=heads)
-    run(((H + heads - 1)//heads, B), 128, part, part_lse, plan.splits, lengths, out, lse, H, overlap=True)
+    warps, rows = (1, 4) if B*H >= 2048 else (8, 1)
+    run = kernel('mla_combine.cu', 'mla_combine', WARPS=warps)
+    run((-(-H//rows), B), 32*warps*rows, part, part_lse, plan.splits, lengths, out, lse, H,
+        overlap=True)

@@ -31,8 +31,14 @@
 #ifndef FP8
 #define FP8 0              // the cache holds 8-bit latents with a scale per 128 columns
 #endif
-#ifndef QREG
-#define QREG 0             // 1: the last box of Q stays in registers
+#ifndef EARLY
+#define EARLY 1
+#endif
+#ifndef PF
+#define PF 2
+#endif
+#ifndef SERIAL
+#define SERIAL 0
 #endif
 #ifndef TURNS
 #define TURNS 1            // warpgroup 1 starts its scores when warpgroup 0's are nearly done
@@ -50,10 +56,10 @@ struct Places {            // addresses in shared memory
   DEVICE u32 q() const { return base + Q_AT; }
   DEVICE u32 k(int which) const { return base + K_AT + which*PAGE; }
   DEVICE u32 bar(int i) const { return base + BARRIERS + 8*i; }
-  DEVICE u32 q_full() const { return bar(0); }
-  DEVICE u32 q_empty() const { return bar(1); }
-  DEVICE u32 full(int which, int box) const { return bar(2 + which*BOXES + box); }
-  DEVICE u32 empty(int which, int half) const { return bar(2 + 2*BOXES + 2*which + half); }
+  DEVICE u32 q_empty() const { return bar(0); }
+  DEVICE u32 empty(int which, int half) const { return bar(1 + 2*which + half); }
+  DEVICE u32 q_full(int box) const { return bar(5 + box); }
+  DEVICE u32 full(int which, int box) const { return bar(5 + BOXES + which*BOXES + box); }
 };
 
 struct Job {               // what a kernel is asked for
@@ -61,6 +67,7 @@ struct Job {               // what a kernel is asked for
   const int* pages; int max_pages;
   unsigned short* out; float* lse; float* part; float* part_lse;
   int heads; float c;      // c: softmax scale times log2 e
+  const char* cache;       // bf16 only: for prefetching
   const uint4* latent; const float* scale;         // FP8 only: (pages,64,512) bytes, (pages,64,4)
 };
 
@@ -80,6 +87,32 @@ DEVICE void load_box(const Places& at, const TensorMap& map, int which, int box,
   }
 }
 
+DEVICE void prefetch_share(const char* cache, int page) {
+  u32 bytes = PAGE/CLUSTER;
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" :: "l"(cache + (long long)page*PAGE + rank_in_cluster()*bytes), "r"(bytes) : "memory");
+}
+// One warp, away from the copy engine: a line a lane.
+DEVICE void prefetch_pages(const Places& at, const Job& job) {
+  u32 turn = 1, bytes = PAGE/CLUSTER;
+  for (int s = job.begin; s < job.end; s++) {
+    int4 seg = job.segments[s];
+    const int* table = job.pages + (long long)seg.x*job.max_pages;
+    int from = seg.y/64, blocks = (seg.z - seg.y + 63)/64;
+    for (int i = 0; i < blocks; i += 2, turn ^= 1) {
+      barrier_wait(at.empty(0, 0), turn);
+      for (int j = i + 2*PREFETCH; j < min(blocks, i + 2*PREFETCH + 2); j++) {
+        const char* p = job.cache + (long long)table[from + j]*PAGE + rank_in_cluster()*bytes;
+        for (u32 k = lane()*128; k < bytes; k += 32*128) prefetch(p + k);
+      }
+    }
+  }
+}
+
+DEVICE void load_q(const Places& at, const TensorMap& map, int box, int row) {
+  barrier_expect(at.q_full(box), BOX);
+  tma_load(at.q() + box*BOX, map, at.q_full(box), box*64, row);
+}
+
 DEVICE void produce(const Places& at, const TensorMap& q_map, const TensorMap& k_map, const Job& job, int head) {
   u32 q_turn = 1, turn = 1;
   for (int s = job.begin; s < job.end; s++, q_turn ^= 1) {
@@ -87,24 +120,29 @@ DEVICE void produce(const Places& at, const TensorMap& q_map, const TensorMap& k
     const int* table = job.pages + (long long)seg.x*job.max_pages;
     int from = seg.y/64, blocks = (seg.z - seg.y + 63)/64;
     barrier_wait(at.q_empty(), q_turn);
-    barrier_expect(at.q_full(), PAGE);
-    for (int b = 0; b < BOXES; b++) tma_load(at.q() + b*BOX, q_map, at.q_full(), b*64, seg.x*job.heads + head);
     int page0 = table[from], page1 = table[from + min(1, blocks-1)];
     for (int i = 0; i < blocks; i += 2, turn ^= 1) {
       int next0 = table[from + min(i+2, blocks-1)], next1 = table[from + min(i+3, blocks-1)];
       barrier_wait(at.empty(0, 0), turn);
-      for (int b = 0; b < 4; b++) load_box(at, k_map, 0, b, page0);
-      barrier_wait(at.empty(0, 1), turn);
-      for (int b = 4; b < 9; b++) load_box(at, k_map, 0, b, page0);
+      #pragma unroll 1
+      for (int b = 0; b < BOXES; b++) {
+        if (b == 4) barrier_wait(at.empty(0, 1), turn);
+        if (i == 0) load_q(at, q_map, b, seg.x*job.heads + head);
+        load_box(at, k_map, 0, b, page0);
+      }
       barrier_wait(at.empty(1, 0), turn);
+      #pragma unroll 1
       for (int b = 0; b < 4; b++) load_box(at, k_map, 1, b, page1);
       load_box(at, k_map, 1, 8, page1);
       barrier_wait(at.empty(1, 1), turn);
+      #pragma unroll 1
       for (int b = 4; b < 8; b++) load_box(at, k_map, 1, b, page1);
-      if (PREFETCH && i + 2 < blocks) {
+      if (PREFETCH && PF == 1 && i + 2 < blocks) {
         int y = CLUSTER == 1 ? 0 : rank_in_cluster()*(ROWS/CLUSTER);
-        for (int b = 0; b < BOXES; b++) { tma_prefetch(k_map, b*64, y, next0); tma_prefetch(k_map, b*64, y, next1); }
+        #pragma unroll 1
+      for (int b = 0; b < BOXES; b++) { tma_prefetch(k_map, b*64, y, next0); tma_prefetch(k_map, b*64, y, next1); }
       }
+      if (PREFETCH && PF == 2 && i + 2 < blocks) { prefetch_share(job.cache, next0); prefetch_share(job.cache, next1); }
       page0 = next0; page1 = next1;
     }
   }
@@ -172,8 +210,7 @@ DEVICE void produce_fp8(const Places& at, const TensorMap& q_map, const TensorMa
     int from = seg.y/64, blocks = (seg.z - seg.y + 63)/64;
     if (one) {
       barrier_wait(at.q_empty(), q_turn);
-      barrier_expect(at.q_full(), PAGE);
-      for (int b = 0; b < BOXES; b++) tma_load(at.q() + b*BOX, q_map, at.q_full(), b*64, seg.x*job.heads + head);
+      for (int b = 0; b < BOXES; b++) load_q(at, q_map, b, seg.x*job.heads + head);
     }
     __syncwarp();
     Half x;
@@ -201,19 +238,8 @@ DEVICE void produce_fp8(const Places& at, const TensorMap& q_map, const TensorMa
 // --- what both warpgroups do ----------------------------------------------------------------------------------
 
 // One box of scores: S += Q[:, box] K[:, box]^T, when the box has landed.
-template <int BOX_I> DEVICE void score_box(float (&S)[32], const Places& at, int which, u32 turn, const u32 (&Q)[16]) {
+template <int BOX_I> DEVICE void score_box(float (&S)[32], const Places& at, int which, u32 turn) {
   barrier_wait(at.full(which, BOX_I), turn);
-  if (QREG && BOX_I == 8) {
-    u64 b = matrix(at.k(which) + BOX_I*BOX);
-    wgmma_fence();
-    #pragma unroll
-    for (int k = 0; k < 4; k++) {
-      const u32 a[4] = {Q[4*k], Q[4*k+1], Q[4*k+2], Q[4*k+3]};
-      wgmma_bf16_rs<0>(S, a, b + 2*k, 1);
-    }
-    wgmma_commit();
-    return;
-  }
   u64 a = matrix(at.q() + BOX_I*BOX), b = matrix(at.k(which) + BOX_I*BOX);
   wgmma_fence();
   #pragma unroll
@@ -221,17 +247,11 @@ template <int BOX_I> DEVICE void score_box(float (&S)[32], const Places& at, int
   wgmma_commit();
 }
 
-template <int FROM, int TO> DEVICE void score_from(float (&S)[32], const Places& at, int which, u32 turn, const u32 (&Q)[16]) {
-  if constexpr (FROM < TO) { score_box<FROM>(S, at, which, turn, Q); score_from<FROM+1, TO>(S, at, which, turn, Q); }
-}
-
-DEVICE void keep_q(u32 (&Q)[16], const Places& at) {
-  int t = threadIdx.x%128, row = t/32*16 + t%16;
-  #pragma unroll
-  for (int k = 0; k < 4; k++) {
-    u32 x[4];
-    load_matrices(x, at.q() + 8*BOX + row*128 + (((2*k + t%32/16) ^ row%8) << 4));
-    for (int i = 0; i < 4; i++) Q[4*k+i] = x[i];
+template <int FROM, int TO, bool FIRST = false> DEVICE void score_from(float (&S)[32], const Places& at, int which, u32 turn, u32 q_turn = 0) {
+  if constexpr (FROM < TO) {
+    if (FIRST) barrier_wait(at.q_full(FROM), q_turn);
+    score_box<FROM>(S, at, which, turn);
+    score_from<FROM+1, TO, FIRST>(S, at, which, turn, q_turn);
   }
 }
 
@@ -369,7 +389,7 @@ DEVICE void write(const Places& at, int W, const Job& job, int4 seg, int head, f
 // --- warpgroup 0: page 0's scores, the left 256 columns -----------------------------------------------------
 
 template <bool LAST> DEVICE void left_step(const Places& at, float c, int left, u32& turn,
-    float (&O)[128], float (&S)[32], float (&m)[2], float (&l)[2], const u32 (&Q)[16]) {
+    float (&O)[128], float (&S)[32], float (&m)[2], float (&l)[2]) {
   float f[2]; u32 P[16];
   if (LAST && lane() == 0) barrier_arrive(at.q_empty());
   if (LAST && left < 64) mask(S, left);
@@ -387,17 +407,18 @@ template <bool LAST> DEVICE void left_step(const Places& at, float c, int left, 
   if (LAST && left < 128) blank(at.k(1), left - 64, 0);
   add_values(O, at.k(1) + 8*BOX, at.k(1));
   turn ^= 1;
+  if (SERIAL) named_arrive(ALONE + 2, 256);
+  if (EARLY) { wgmma_wait<0>(); keep_in_registers(O); release(at, 1, 0); }
   if (!LAST) {
-    score_from<0, 4>(S, at, 0, turn, Q);
-    wgmma_wait<4>();
-    release(at, 1, 0);
-    score_from<4, BOXES>(S, at, 0, turn, Q);
+    score_from<0, 4>(S, at, 0, turn);
+    if (!EARLY) { wgmma_wait<4>(); release(at, 1, 0); }
+    score_from<4, BOXES>(S, at, 0, turn);
     if (TURNS) { wgmma_wait<TURNS>(); named_arrive(MY_TURN, 256); }
   }
   wgmma_wait<0>();
   keep_in_registers(O);
   keep_in_registers(S);
-  if (LAST) release(at, 1, 0);
+  if (LAST && !EARLY) release(at, 1, 0);
 }
 
 DEVICE void left_half(const Places& at, const Job& job, int head) {
@@ -408,16 +429,13 @@ DEVICE void left_half(const Places& at, const Job& job, int head) {
     float O[128], S[32], m[2] = {-INFINITY, -INFINITY}, l[2] = {0, 0};
     #pragma unroll
     for (int i = 0; i < 128; i++) O[i] = 0;
-    barrier_wait(at.q_full(), q_turn);
-    u32 Q[16];
-    if (QREG) keep_q(Q, at);
-    score_from<0, BOXES>(S, at, 0, turn, Q);
+    score_from<0, BOXES, true>(S, at, 0, turn, q_turn);
     if (TURNS) { wgmma_wait<TURNS>(); named_arrive(MY_TURN, 256); }
     wgmma_wait<0>();
     keep_in_registers(S);
     #pragma unroll 1
-    for (; left > 128; left -= 128) left_step<false>(at, job.c, left, turn, O, S, m, l, Q);
-    left_step<true>(at, job.c, left, turn, O, S, m, l, Q);
+    for (; left > 128; left -= 128) left_step<false>(at, job.c, left, turn, O, S, m, l);
+    left_step<true>(at, job.c, left, turn, O, S, m, l);
     write(at, 0, job, seg, head, O, m, l);
   }
 }
@@ -425,10 +443,10 @@ DEVICE void left_half(const Places& at, const Job& job, int head) {
 // --- warpgroup 1: page 1's scores, the right 256 columns ----------------------------------------------------
 
 template <bool LAST> DEVICE void right_step(const Places& at, float c, int left, u32& turn,
-    float (&O)[128], float (&m)[2], float (&l)[2], const u32 (&Q)[16]) {
+    float (&O)[128], float (&m)[2], float (&l)[2]) {
   float S[32], f[2]; u32 P[16];
   if (TURNS) named_barrier(MY_TURN, 256);
-  score_from<0, BOXES>(S, at, 1, turn, Q);
+  score_from<0, BOXES>(S, at, 1, turn);
   wgmma_wait<0>();
   keep_in_registers(S);
   named_barrier(P_READY + 0, 256);
@@ -445,6 +463,7 @@ template <bool LAST> DEVICE void right_step(const Places& at, float c, int left,
   release(at, 0, 1);
   rescale(O, f);
   if (LAST && left < 128) blank(at.k(1) + 4*BOX, left - 64, 1);
+  if (SERIAL) named_barrier(ALONE + 2, 256);
   add_values(O, P, at.k(1) + 4*BOX);
   wgmma_wait<0>();
   keep_in_registers(O);
@@ -460,12 +479,10 @@ DEVICE void right_half(const Places& at, const Job& job, int head) {
     float O[128], m[2] = {-INFINITY, -INFINITY}, l[2] = {0, 0};
     #pragma unroll
     for (int i = 0; i < 128; i++) O[i] = 0;
-    barrier_wait(at.q_full(), q_turn);
-    u32 Q[16];
-    if (QREG) keep_q(Q, at);
+    for (int b = 0; b < BOXES; b++) barrier_wait(at.q_full(b), q_turn);
     #pragma unroll 1
-    for (; left > 128; left -= 128) right_step<false>(at, job.c, left, turn, O, m, l, Q);
-    right_step<true>(at, job.c, left, turn, O, m, l, Q);
+    for (; left > 128; left -= 128) right_step<false>(at, job.c, left, turn, O, m, l);
+    right_step<true>(at, job.c, left, turn, O, m, l);
     write(at, 1, job, seg, head, O, m, l);
   }
 }
@@ -481,11 +498,12 @@ extern "C" __global__ __launch_bounds__(384, 1) void mla_decode(
   extern __shared__ char raw[];
   Places at{(shared(raw) + 1023) & ~1023u};
   int groups = heads/ROWS, worker = blockIdx.x/groups, head = blockIdx.x%groups*ROWS;
-  Job job{first[worker], first[worker+1], segments, pages, max_pages, out, lse, part, part_lse, heads, c, latent, scale};
+  Job job{first[worker], first[worker+1], segments, pages, max_pages, out, lse, part, part_lse, heads, c, (const char*)latent, latent, scale};
   prefetch(segments + job.begin);
   if (threadIdx.x == 0) {
     prefetch_map(q_map); prefetch_map(k_map);
-    barrier_init(at.q_full(), 1); barrier_init(at.q_empty(), 8);
+    barrier_init(at.q_empty(), 8);
+    for (int b = 0; b < BOXES; b++) barrier_init(at.q_full(b), 1);
     for (int w = 0; w < 2; w++) {
       for (int b = 0; b < BOXES; b++) barrier_init(at.full(w, b), FP8 && b < 8 ? 4 : 1);
       for (int h = 0; h < 2; h++) barrier_init(at.empty(w, h), 4*CLUSTER);
@@ -501,6 +519,7 @@ extern "C" __global__ __launch_bounds__(384, 1) void mla_decode(
     give_registers<FP8 ? 88 : 40>();
     if (FP8) produce_fp8(at, q_map, k_map, job, head);
     else if (threadIdx.x == 256) produce(at, q_map, k_map, job, head);
+    else if (PF == 3 && PREFETCH && threadIdx.x/32 == 9) prefetch_pages(at, job);
     __syncwarp();
   } else {
     take_registers<FP8 ? 208 : 232>();

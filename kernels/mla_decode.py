@@ -8,7 +8,7 @@ from r1nb.core import require
 from r1nb.kernels.jit import kernel, tensor_map
 from r1nb.kernels.mla_combine import combine
 
-SMEM = 3*576*64*2 + 4*64*4 + 8*24 + 1024
+SMEM = 3*576*64*2 + 4*64*4 + 8*32 + 1024
 
 
 @functools.cache
@@ -48,13 +48,14 @@ def decode64(
         from r1nb.mla_decode import plan as make
         plan = make(lengths, n).to(q.device)
     out, lse, part, part_lse = out or buffers(q, 2*n)
+    overlap = bool(defines.pop('OVERLAP', 1))
     fp8 = isinstance(cache, tuple)
     cluster = defines.setdefault('CLUSTER', 2 if H % 128 == 0 and not fp8 else 1)
     q_map = tensor_map(q.view(B*H, D), (64, 64))
-    latent, weights, rope = cache if isinstance(cache, tuple) else (None, None, cache)
+    latent, weights, rope = cache if isinstance(cache, tuple) else (cache, None, cache)
     k_map = tensor_map(rope, (1, 64//cluster, 64))
     run = kernel('mla_decode.cu', 'mla_decode', FP8=int(fp8), **defines)
     run(n*H//64, 384, q_map, k_map, plan.first, plan.segments, page_table, page_table.stride(0), out, lse,
-        part, part_lse, H, scale*math.log2(math.e), latent, weights, smem=SMEM, cluster=cluster, overlap=True)
+        part, part_lse, H, scale*math.log2(math.e), latent, weights, smem=SMEM, cluster=cluster, overlap=overlap)
     combine(part, part_lse, plan, lengths, out, lse)
     return out, lse
