@@ -102,6 +102,9 @@ DEVICE u64 matrix(u32 address, u32 stride = 1024, u32 lead = 16) {
 DEVICE u64 plain_matrix(u32 address, u32 next_k, u32 next_row) {
   return (u64)((address & 0x3FFFF) >> 4) | (u64)(next_k >> 4) << 16 | (u64)(next_row >> 4) << 32;
 }
+// The same in two parts, for the loop: only the low word moves, in units of 16 bytes.
+DEVICE u32 matrix_low(u32 address) { return (address & 0x3FFFF) >> 4 | 1 << 16; }
+DEVICE u64 matrix_of(u32 low) { return (u64)(1u << 30 | 1024 >> 4) << 32 | low; }
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int N> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(N) : "memory"); }

@@ -8,7 +8,7 @@ from pathlib import Path
 from r1nb.core import R1Error, require, write_atomic
 
 HERE = Path(__file__).parent
-WIDTHS = (8, 16, 32, 48, 64, 96, 112, 128, 160, 192, 256)   # N of the wgmma instructions written below
+WIDTHS = (8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128, 160, 192, 256)   # N of the wgmma instructions written below
 
 
 # --- the instruction that changes with its width -----------------------------------------------------------
