@@ -119,9 +119,11 @@ extern "C" __global__ void __launch_bounds__(256) kv_append(
     u8* __restrict__ latent, float* __restrict__ scales, u16* __restrict__ rope,
     int tokens, int room) {
   int token = blockIdx.x*(blockDim.x/32) + threadIdx.x/32, me = threadIdx.x % 32;
-  if (token >= tokens) return;
-  Token t;                                        // everything is on its way before any is used
-  load(t, x + (long long)token*WIDTH, me);
-  long long slot = slots[token];
+  long long slot = -1;
+  Token t = {};
+  if (token < tokens) {     // an early exit here, and the compiler loads the row only after the slot
+    slot = slots[token];
+    load(t, x + (long long)token*WIDTH, me);
+  }
   if (slot >= 0 && slot < room) store(t, slot, latent, scales, rope, me);
 }
