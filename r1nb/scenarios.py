@@ -133,7 +133,7 @@ def marked(
     got = formula(**{k: r.mid for k, r in at.items()})
     return {k: Unsure(amount(x)) if k in unsure else x for k, x in got.items()}
 
-# %% ../nbs/62_scenarios.ipynb #ffef2185
+# %% ../nbs/62_scenarios.ipynb #53435b4b
 def monte_carlo(
     formula,       # floats -> dict of floats
     at:dict,       # parameter -> Range
@@ -151,8 +151,8 @@ def quantile(
 )->float:
     "The value that a share of the draws stays below."
     i = share*(len(xs) - 1)
-    lo = min(int(i), len(xs) - 2) if len(xs) > 1 else 0
-    return xs[lo] + (i - lo)*(xs[min(lo + 1, len(xs) - 1)] - xs[lo])
+    lo, hi = int(i), min(int(i) + 1, len(xs) - 1)
+    return (1 - i + lo)*xs[lo] + (i - lo)*xs[hi]
 
 def tornado(
     formula,     # floats -> dict of floats
