@@ -1,4 +1,4 @@
-"""Joules a token, an answer and a right answer on one GPU, idle subtracted, for room 62. Prints JSON.
+"""Joules a token, an answer, a right answer on one GPU, idle subtracted, for room 62. Prints JSON.
 
 python tests/gpu_energy.py [--zero FOLDER] [--rows 8192] [--seconds 5] [--repeats 3]
 One small model answers Countdown three ways: at once behind an empty thought (direct),
