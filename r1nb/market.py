@@ -12,11 +12,12 @@ from .core import require
 from .hardware import Unsure, gpu, table
 from .published import inputs
 
-# %% ../nbs/65_market.ipynb #68e41f4f
+# %% ../nbs/65_market.ipynb #8cd140e2
 MOVES = {'Nvidia': (-16.97, -16.97, True), 'Nvidia, the day after': (8.9, 8.9, True),
     'Broadcom': (-17.4, -17.4, True), 'Marvell': (-19, -19, True),
     'TSMC': (-15, -13, True), 'Arm': (-10.2, -10.2, True), 'ASML': (-8, -8, True),
-    'PHLX semiconductor index': (-10, -9, True), 'Oracle (builds data centres)': (-15, -15, True), 'Alphabet': (-4.2, -4.2, True),
+    'PHLX semiconductor index': (-10, -9, True), 'Alphabet': (-4.2, -4.2, True),
+    'Oracle (builds data centres)': (-15, -15, True),
     'Microsoft': (-2.1, -2.1, True), 'Salesforce (makes applications)': (4, 4, False)}
 
 def peers(
