@@ -1,4 +1,4 @@
-"""Launch kernels/gemm.cu: choose the tile for a shape, describe the tensors to the copy engine, go."""
+"""Launch gemm.cu: choose the tile for a shape, describe the tensors to the copy engine, go."""
 import functools
 from dataclasses import dataclass, replace
 from r1nb.core import require
@@ -15,7 +15,8 @@ class Tile:
     @property
     def MATH(self): return min(2, self.BM//64)
     @property
-    def per_stage(self): return (self.BM + self.BN)*128 + self.BM*4 + 16     # A, B, scales of A, two barriers
+    def per_stage(self):                 # bytes of A, B, scales of A, two barriers
+        return (self.BM + self.BN)*128 + self.BM*4 + 16
     @property
     def d_bytes(self):
         size = self.BM*((self.BN + 8)*4 if self.SHARE == 3 else 0 if self.FLOAT else self.BN*2)
@@ -26,15 +27,16 @@ class Tile:
     def smem(self): return self.d_bytes + self.STAGES*self.per_stage + (self.STAGES//4 + 3)*128
 
     def defines(self):
-        names = ('BM', 'BN', 'MATH', 'CLUSTER', 'SHARE', 'GROUP', 'FLOAT', 'KIND', 'UNROLL', 'STAGES')
-        return {k: getattr(self, k) for k in names}
+        names = 'BM BN MATH CLUSTER SHARE GROUP FLOAT KIND UNROLL STAGES'
+        return {k: getattr(self, k) for k in names.split()}
 
 
-# --- which tile ----------------------------------------------------------------------------------------------
+# --- which tile ----------------------------------------------------------------------------------
 
-CANDIDATES = ([Tile(bm, bn) for bm in (64, 128) for bn in (64, 96, 112, 128, 192)]
-              + [Tile(bm, bn, s, 3) for bm in (64, 128) for bn, s in ((64, 2), (112, 2), (128, 2), (80, 4), (96, 4), (128, 4))]
-              + [Tile(256, 128, 2, 1), Tile(128, 192, 2, 1), Tile(128, 128, 2, 1)])
+CANDIDATES = ([Tile(256, 128, 2, 1), Tile(128, 192, 2, 1), Tile(128, 128, 2, 1)]
+              + [Tile(bm, bn) for bm in (64, 128) for bn in (64, 96, 112, 128, 192)]
+              + [Tile(bm, bn, s, 3) for bm in (64, 128)
+                 for bn, s in ((64, 2), (112, 2), (128, 2), (80, 4), (96, 4), (128, 4))])
 
 
 def seconds(
@@ -45,15 +47,17 @@ def seconds(
 )->float:      # predicted seconds on an H200
     "A launch, then waves of blocks; a step of a wave takes what its slowest resource takes."
     rows, cols, steps = -(-M//tile.BM), -(-N//tile.BN), -(-K//128)
-    at_once = {1: 132, 2: 66, 4: 30}[tile.CLUSTER]               # clusters of four do not fill every corner of the chip
+    at_once = {1: 132, 2: 66, 4: 30}[tile.CLUSTER]    # clusters of four leave corners of the chip
     split = tile.CLUSTER if tile.SHARE == 3 else 1
     tiles = rows*cols if tile.SHARE in (0, 3) else rows*(-(-cols//tile.CLUSTER))
     live = min(tiles*tile.CLUSTER, 132)
-    unique = live*tile.BN/split/min(rows, live)*split            # rows of B that come from memory in one step
-    step = max(0.1e-6,                                           # latency: barrier, wgmma, promotion
-               (tile.BM/(tile.CLUSTER if tile.SHARE == 1 else 1) + tile.BN)*128/75e9, # L2 to one multiprocessor
-               unique*128/4.3e12,                                # memory to the chip
-               2*tile.BM*tile.BN*128/(9.9e12 if tile.BM == 256 else 8.7e12)) # one multiprocessor's tensor cores
+    unique = live*tile.BN/min(rows, live)             # rows of B that come from memory in a step
+    loaded = tile.BM/(tile.CLUSTER if tile.SHARE == 1 else 1) + tile.BN
+    step = max(0.1e-6,                                # latency: barrier, wgmma, promotion
+               loaded*128/75e9,                       # L2 to one multiprocessor
+               unique*128/4.3e12,                     # memory to the chip
+               2*tile.BM*tile.BN*128/9.9e12           # tensor cores: small tiles overlap less
+               * (tile.BM*tile.BN/32768)**-0.4)
     return 2.5e-6 + -(-tiles//at_once)*-(-steps//split)*step + 2e-6*(split > 1)
 
 
@@ -64,14 +68,13 @@ def choose(
     K:int,           # what is summed over
     FLOAT:int=0,     # as in gemm.cu
 )->Tile:             # the candidate predicted to be fastest
-    "Predict every candidate, take the best: within 1 % of the best measured one on the shapes of DeepSeek-V3."
+    "Predict every candidate, take the best one: within 1 % of the best measured."
     best = min((t for t in CANDIDATES if t.STAGES >= 3), key=lambda t: seconds(t, M, N, K))
-    if best.SHARE == 3: return replace(best, FLOAT=2 if FLOAT == 0 else FLOAT)
     return replace(best, FLOAT=FLOAT, GROUP=8 if K >= 4096 and best.BM == 256 else 16,
                    UNROLL=8 if best.BM == 256 and K >= 2048 else 4)
 
 
-# --- launch --------------------------------------------------------------------------------------------------
+# --- launch --------------------------------------------------------------------------------------
 
 @functools.cache
 def sms(device):
@@ -90,7 +93,8 @@ def aligned(
 ):          # the same values, last dimension contiguous, rows at multiples of 16 bytes
     "Scales as the copy engine reads them; a copy only where they are not so already."
     import torch
-    if x.stride(-1) == 1 and all(s % 4 == 0 for s in x.stride()[:-1]) and x.data_ptr() % 16 == 0: return x
+    rows = all(s % 4 == 0 for s in x.stride()[:-1]) and x.data_ptr() % 16 == 0
+    if rows and x.stride(-1) == 1: return x
     n = x.shape[-1]
     room = torch.empty(*x.shape[:-1], -(-n//4)*4, device=x.device, dtype=torch.float32)
     room[..., :n] = x
@@ -115,7 +119,7 @@ def launch(
     plain = tile.FLOAT or tile.SHARE == 3
     maps.append(maps[0] if plain else tensor_map(d, (1, 64, swizzle//2), swizzle=swizzle))
     run = kernel('gemm.cu', 'gemm', STEPS=-(-K//128), **tile.defines())
-    run(blocks(tile, M, N, G, a.device), 128*(tile.MATH + 1), *maps, d, groups, M, N, K, max(G, E) if tile.KIND == 2 else G,
+    run(blocks(tile, M, N, G, a.device), 128*(tile.MATH + 1), *maps, d, groups, M, N, K, G,
         smem=tile.smem, cluster=tile.CLUSTER)
     return d
 
@@ -125,16 +129,19 @@ def output(a, b, dtype):
     import torch
     (G, M, K), (E, N, Kb) = a.shape, b.shape
     require(K == Kb, f'a has K={K} and b has K={Kb}: they are summed over the same K')
-    require(K % 16 == 0, f'K={K}: the copy engine needs rows of A and B that are multiples of 16 bytes; pad K with zeros')
-    require(dtype in (torch.bfloat16, torch.float32), f'out_dtype={dtype}: gemm.cu writes bfloat16 or float32')
-    require(a.dtype == b.dtype == torch.float8_e4m3fn, f'a is {a.dtype}, b is {b.dtype}: gemm.cu multiplies float8_e4m3fn')
+    require(K % 16 == 0, f'K={K}: the copy engine needs rows of multiples of 16 bytes; '
+                         'pad K with zeros')
+    require(dtype in (torch.bfloat16, torch.float32),
+            f'out_dtype={dtype}: gemm.cu writes bfloat16 or float32')
+    require(a.dtype == b.dtype == torch.float8_e4m3fn,
+            f'a is {a.dtype}, b is {b.dtype}: gemm.cu multiplies float8_e4m3fn')
     float_ = 1 if dtype == torch.float32 else 2 if N % 8 else 0
     return torch.empty(G, M, N, device=a.device, dtype=dtype), float_
 
 
 def gemm(
     a,               # [M,K] e4m3
-    sa,              # [M,ceil(K/128)] fp32, one scale for 128 values of a row (fastest when its M is contiguous)
+    sa,              # [M,ceil(K/128)] fp32, one scale for 128 values of a row
     b,               # [N,K] e4m3
     sb,              # [ceil(N/128),ceil(K/128)] fp32, one scale for a block of 128 x 128
     dtype,           # torch.bfloat16 or torch.float32
@@ -142,7 +149,9 @@ def gemm(
     "a b^T with block scales."
     d, float_ = output(a[None], b[None], dtype)
     (M, K), N = a.shape, len(b)
-    if d.numel(): launch(choose(M, N, K, float_), a[None], aligned(sa.t())[None], b[None], aligned(sb)[None], d)
+    if d.numel():
+        tile = choose(M, N, K, float_)
+        launch(tile, a[None], aligned(sa.t())[None], b[None], aligned(sb)[None], d)
     return d[0]
 
 
@@ -156,7 +165,8 @@ def contiguous(
 ):                   # [M,N]
     "Each block of 128 rows of a times its own group's b^T."
     d, float_ = output(a[None], b, dtype)
-    require(len(a) == 128*len(groups), f'{len(a)} rows of a are not 128 for each of {len(groups)} entries of groups')
+    require(len(a) == 128*len(groups),
+            f'{len(a)} rows of a are not 128 for each of {len(groups)} entries of groups')
     tile = Tile(128, 192, 2, 1, 8 if a.shape[1] >= 4096 else 16, float_, 1)
     if d.numel(): launch(tile, a[None], aligned(sa.t())[None], b, aligned(sb), d, groups)
     return d[0]

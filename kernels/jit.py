@@ -1,17 +1,18 @@
-"""CUDA C++ to a running kernel: NVRTC compiles at first use, the disk remembers, the driver launches.
+"""CUDA C++ to a running kernel: NVRTC compiles at first use, the disk remembers, the driver runs.
 
-NVRTC comes with every CUDA build of torch, so a reader needs no toolkit; the driver comes with the GPU.
-Nothing here runs at import. `python -m r1nb.kernels.jit FOLDER` writes the headers for nvcc and editors.
+NVRTC comes with every CUDA build of torch, so a reader needs no toolkit; the driver comes with
+the GPU. Nothing here runs at import. `python -m r1nb.kernels.jit FOLDER` writes the headers for
+nvcc and editors.
 """
 import ctypes, functools, glob, hashlib, importlib.util, os, sys, warnings
 from pathlib import Path
 from r1nb.core import R1Error, require, write_atomic
 
 HERE = Path(__file__).parent
-WIDTHS = (8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128, 160, 192, 256)   # N of the wgmma instructions written below
+WIDTHS = (8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128, 160, 192, 256)   # N of a wgmma
 
 
-# --- the instruction that changes with its width -----------------------------------------------------------
+# --- the instruction that changes with its width -------------------------------------------------
 
 def wgmma(
     name:str,       # C++ name, e.g. `wgmma_fp8`
@@ -35,7 +36,8 @@ def wgmma(
     a_text = a if a_regs else f'%{a}'
     return (f'{head}DEVICE void {name}(float (&acc)[{half}], {a_type}, u64 b, int add) {{\n'
             f'  asm volatile("{{ .reg .pred p; setp.ne.b32 p, %{b+1}, 0;\\n"\n'
-            f'    "wgmma.mma_async.sync.aligned.m64n{n}{shape} {{{out}}}, {a_text}, %{b}, p, {flags}; }}"\n'
+            f'    "wgmma.mma_async.sync.aligned.m64n{n}{shape} "\n'
+            f'    "{{{out}}}, {a_text}, %{b}, p, {flags}; }}"\n'
             f'    : {bound}\n    : {left}, "l"(b), "r"(add){extra});\n}}\n')
 
 
@@ -47,7 +49,8 @@ def header()->str:     # the text of wgmma.cuh
              ('wgmma_bf16_rs', 'k16.f32.bf16.bf16', True, '1, 1, {0}', 'int TB'),
              ('wgmma_f16_rs', 'k16.f32.f16.f16', True, '1, 1, {0}', 'int TB')]
     return '#pragma once\n#include "hopper.cuh"\n' + ''.join(
-        wgmma(name, shape, n, regs, flags, pars) for name, shape, regs, flags, pars in kinds for n in WIDTHS)
+        wgmma(name, shape, n, regs, flags, parameters)
+        for name, shape, regs, flags, parameters in kinds for n in WIDTHS)
 
 
 def headers()->dict[str,str]:     # name -> text
@@ -55,27 +58,28 @@ def headers()->dict[str,str]:     # name -> text
     return {p.name: p.read_text() for p in sorted(HERE.glob('*.cuh'))} | {'wgmma.cuh': header()}
 
 
-# --- compile -------------------------------------------------------------------------------------------------
+# --- compile -------------------------------------------------------------------------------------
 
 @functools.cache
 def nvrtc():
     "The run-time compiler: torch's own copy, else a toolkit's."
     spec = importlib.util.find_spec('nvidia')
-    places = [f'{root}/*/lib/libnvrtc.so.1[2-9]' for root in (spec.submodule_search_locations if spec else [])]
+    roots = spec.submodule_search_locations if spec else []
+    places = [f'{root}/*/lib/libnvrtc.so.1[2-9]' for root in roots]
     found = [p for pattern in places for p in sorted(glob.glob(pattern), reverse=True)]
     home = os.environ.get('CUDA_HOME', '/usr/local/cuda')
     for name in found + ['libnvrtc.so.13', 'libnvrtc.so.12', f'{home}/lib64/libnvrtc.so']:
         for part in glob.glob(f'{os.path.dirname(name)}/libnvrtc-builtins.so*'): ctypes.CDLL(part)
         try: return ctypes.CDLL(name)
         except OSError: continue
-    raise R1Error('CUDA kernels need NVRTC (libnvrtc.so 12 or later): it comes with a CUDA build of torch, '
-                  'or `pip install nvidia-cuda-nvrtc`')
+    raise R1Error('CUDA kernels need NVRTC (libnvrtc.so 12 or later): it comes with a CUDA build '
+                  'of torch, or `pip install nvidia-cuda-nvrtc`')
 
 
 def cache_folder()->Path:
     "Where compiled kernels live: R1NB_CACHE, else the user's cache folder."
-    base = os.environ.get('R1NB_CACHE') or Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'r1nb'
-    return Path(base)/'kernels'
+    user = Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')
+    return Path(os.environ.get('R1NB_CACHE') or user/'r1nb')/'kernels'
 
 
 def cubin(
@@ -89,7 +93,8 @@ def cubin(
     options += [f'-D{k}={v}' for k, v in sorted((defines or {}).items())]
     rtc, major, minor = nvrtc(), ctypes.c_int(), ctypes.c_int()
     rtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
-    key = hashlib.sha256(repr((text, heads, options, major.value, minor.value)).encode()).hexdigest()[:24]
+    said = repr((text, heads, options, major.value, minor.value))
+    key = hashlib.sha256(said.encode()).hexdigest()[:24]
     kept = cache_folder()/f'{Path(file).stem}-{arch}-{key}.cubin'
     if kept.exists(): return kept.read_bytes()
     print(f'compiling {file} for {arch} (once; kept in {kept.parent})', file=sys.stderr, flush=True)
@@ -121,13 +126,13 @@ def build(
     finally: rtc.nvrtcDestroyProgram(ctypes.byref(program))
 
 
-# --- launch --------------------------------------------------------------------------------------------------
+# --- launch --------------------------------------------------------------------------------------
 
 @functools.cache
 def driver():
     "The GPU's driver."
     try: return ctypes.CDLL('libcuda.so.1')
-    except OSError: raise R1Error('CUDA kernels need an NVIDIA driver (libcuda.so.1 is not on this machine)')
+    except OSError: raise R1Error('CUDA kernels need an NVIDIA driver: libcuda.so.1 is not here')
 
 
 def call(name, *args):
@@ -146,7 +151,8 @@ class Attribute(ctypes.Structure):
 class Config(ctypes.Structure):
     "CUlaunchConfig."
     _fields_ = [('grid', ctypes.c_uint*3), ('block', ctypes.c_uint*3), ('smem', ctypes.c_uint),
-                ('stream', ctypes.c_void_p), ('attributes', ctypes.POINTER(Attribute)), ('count', ctypes.c_uint)]
+                ('stream', ctypes.c_void_p), ('attributes', ctypes.POINTER(Attribute)),
+                ('count', ctypes.c_uint)]
 
 
 class Kernel:
@@ -155,7 +161,7 @@ class Kernel:
         import torch
         major, minor = torch.cuda.get_device_capability()
         code = cubin(file, f'sm_{major}{minor}' + 'a'*(major >= 9), defines)
-        torch.cuda.synchronize()           # makes torch's context current, which the module is loaded into
+        torch.cuda.synchronize()           # makes torch's context current: the module goes there
         self.module, self.function, self.smem = ctypes.c_void_p(), ctypes.c_void_p(), 0
         call('cuModuleLoadData', ctypes.byref(self.module), code)
         call('cuModuleGetFunction', ctypes.byref(self.function), self.module, entry.encode())
@@ -186,7 +192,8 @@ def as_argument(a):
     "What the driver reads for one Python value."
     if hasattr(a, 'data_ptr'): return ctypes.c_void_p(a.data_ptr())
     if a is None: return ctypes.c_void_p(0)
-    return ctypes.c_float(a) if isinstance(a, float) else ctypes.c_int(a) if isinstance(a, int) else a
+    if isinstance(a, float): return ctypes.c_float(a)
+    return ctypes.c_int(a) if isinstance(a, int) else a
 
 
 @functools.cache
@@ -198,7 +205,7 @@ def kernel(
     entry:str,    # an `extern "C" __global__` in it
     **defines,    # macros: the shapes compiled in
 )->Kernel:        # call it as k(grid, block, *args, smem=, cluster=)
-    "The compiled kernel for the current GPU: from memory, from disk, or from the compiler, in that order."
+    "The compiled kernel for the current GPU: from memory, from disk, or from the compiler."
     import torch
     return on_device(torch.cuda.current_device(), file, entry, tuple(sorted(defines.items())))
 
@@ -217,19 +224,21 @@ def tensor_map(
     "Describe a tensor to the copy engine (CUDA driver API, cuTensorMapEncodeTiled)."
     rank, item = t.dim(), t.element_size()
     require(len(box) == rank, f'box {box} has {len(box)} sides for a tensor of {rank}')
-    require(t.stride(-1) == 1 and t.data_ptr() % 16 == 0 and all(s*item % 16 == 0 for s in t.stride()[:-1]),
-            f'the copy engine needs rows that start at multiples of 16 bytes: strides {t.stride()} of {item}')
+    steps = [s*item for s in t.stride()[:-1]]
+    require(t.stride(-1) == 1 and t.data_ptr() % 16 == 0 and all(s % 16 == 0 for s in steps),
+            f'the copy engine needs rows that start at multiples of 16 bytes, not every {steps}')
     room = (ctypes.c_ubyte*192)()            # a tensor map is 128 bytes at a multiple of 64
     place = (ctypes.c_ubyte*128).from_buffer(room, -ctypes.addressof(room) % 64)
     longs = lambda xs: (ctypes.c_uint64*max(1, len(xs)))(*xs)
     words = lambda xs: (ctypes.c_uint32*len(xs))(*xs)
-    call('cuTensorMapEncodeTiled', place, TYPES[str(t.dtype).split('.')[-1]], rank, ctypes.c_void_p(t.data_ptr()),
-         longs(t.shape[::-1]), longs([s*item for s in t.stride()[:-1]][::-1]), words(box[::-1]), words([1]*rank),
-         0, SWIZZLES[swizzle], {0: 0, 64: 1, 128: 2, 256: 3}[promote], 0)
+    call('cuTensorMapEncodeTiled', place, TYPES[str(t.dtype).split('.')[-1]], rank,
+         ctypes.c_void_p(t.data_ptr()), longs(t.shape[::-1]), longs(steps[::-1]),
+         words(box[::-1]), words([1]*rank), 0, SWIZZLES[swizzle],
+         {0: 0, 64: 1, 128: 2, 256: 3}[promote], 0)
     return place
 
 
-# --- which implementation ------------------------------------------------------------------------------------
+# --- which implementation ------------------------------------------------------------------------
 
 def missing(
     impl:str,                     # 'cuda' or 'triton'
@@ -240,25 +249,28 @@ def missing(
     import torch
     if torch.device(device).type != 'cuda': return f'the tensors are on {device}'
     have = torch.cuda.get_device_capability(device)
-    if impl == 'triton': return '' if importlib.util.find_spec('triton') else 'triton is not installed'
-    if have[0] != capability[0]: return f'compute capability {have[0]}.{have[1]} is not {capability[0]}.x'
+    if impl == 'triton':
+        return '' if importlib.util.find_spec('triton') else 'triton is not installed'
+    if have[0] != capability[0]:
+        return f'compute capability {have[0]}.{have[1]} is not {capability[0]}.x'
     try: nvrtc()
     except R1Error as e: return str(e)
     return ''
 
 
 def pick(
-    impl:str|None,             # the implementation asked for, or None for the fastest that runs here
+    impl:str|None,             # the one asked for, or None for the fastest that runs here
     device,                    # where the tensors are
     order=('cuda', 'triton', 'ref'), # fastest first; what an operation has
     capability:tuple=(9, 0),   # the oldest GPU that `cuda` will do with
 )->str:                        # one of `order`
-    "The implementation to use; one that cannot run is replaced by the next best, with one line that says why."
+    "The implementation to use: for one that cannot run the next best, and a line that says why."
     require(impl in (None, *order), f'impl={impl!r} is none of {", ".join(order)}')
     for name in order if impl is None else order[order.index(impl):]:
         why = '' if name == 'ref' else missing(name, device, capability)
         if not why: return name
-        if impl is not None: warnings.warn(f'impl={name!r} cannot run here ({why}): using the next best')
+        if impl is None: continue
+        warnings.warn(f'impl={name!r} cannot run here ({why}): using the next best')
     return 'ref'
 
 
