@@ -28,8 +28,8 @@ constexpr int Q_BYTES = HEADS * WIDTH * 2, P_BYTES = HEADS * TOKENS * 2, MERGE_B
 constexpr float LIMIT = 256.f;
 constexpr int ALL = 3, MERGE = 4;                                  // named barriers; 1 and 2 belong to the warpgroups
 
-#ifndef KEEP
-#define KEEP EVICT_FIRST
+#ifndef RING                                                        // chunks, 0: as many as fit
+#define RING 0
 #endif
 #ifndef GROUPS                                                      // warpgroups that take pages in turn
 #define GROUPS 1
@@ -38,7 +38,7 @@ constexpr int ALL = 3, MERGE = 4;                                  // named barr
 template <bool FP8> struct Room {                                  // what lies where in shared memory, ring first
   static constexpr int CHUNKS = FP8 ? 5 : 9, VALUES = FP8 ? 4 : 8, COPIES = FP8 ? 4 : 1, SCALES = FP8 ? 8 : 0;
   static constexpr int REST = Q_BYTES + GROUPS * COPIES * P_BYTES + SCALES * 1024 + (GROUPS - 1) * MERGE_BYTES + GROUPS * 1024 + 192;
-  static constexpr int SLOTS = (232448 - REST) / (CHUNK + 16);
+  static constexpr int ROOM = (232448 - REST) / (CHUNK + 16), SLOTS = RING && RING < ROOM ? RING : ROOM;
   static constexpr int Q = SLOTS * CHUNK, P = Q + Q_BYTES, SCALE = P + GROUPS * COPIES * P_BYTES;
   static constexpr int SUM = SCALE + SCALES * 1024, EXCHANGE = SUM + (GROUPS - 1) * MERGE_BYTES;
   static constexpr int STATE = EXCHANGE + GROUPS * 1024, FACTOR = STATE + 128, BARS = FACTOR + 64;
@@ -49,7 +49,12 @@ template <bool FP8> struct Room {                                  // what lies 
 struct Work {                                                      // what a launch is about
   const u16* q; const int* table; int pages; const int* first; const int4* segments;
   u16* out; float* lse; float* out_part; float* lse_part; float scale; int heads;
-  const int* splits; const int* lengths; int* pieces; int requests;  // pieces: null, or [requests,2] zeros for merging here
+};
+
+struct Share {                                                     // what this block does: segments begin..end-1
+  int begin, end; int4 one;
+  DEVICE Share(const Work& work) : begin(work.first[blockIdx.x]), end(work.first[blockIdx.x + 1]), one(work.segments[begin]) {}
+  DEVICE int4 segment(const Work& work, int s) const { return s == begin ? one : work.segments[s]; }
 };
 
 template <int SLOTS> struct Place {                                // where in the ring a page begins
@@ -58,11 +63,11 @@ template <int SLOTS> struct Place {                                // where in t
 };
 
 // --- the copy engine's warp -------------------------------------------------------------------------------------
-template <bool FP8> DEVICE void feed(const Work& work, const TensorMap& tokens, const TensorMap& rope, const TensorMap& scales, u32 room) {
+template <bool FP8> DEVICE void feed(const Work& work, const Share& share, const TensorMap& tokens, const TensorMap& rope, const TensorMap& scales, u32 room) {
   using R = Room<FP8>;
   Place<R::SLOTS> place; int turn = 0;
-  for (int s = work.first[blockIdx.x]; s < work.first[blockIdx.x + 1]; s++) {
-    const int4 seg = work.segments[s];
+  for (int s = share.begin; s < share.end; s++) {
+    const int4 seg = share.segment(work, s);
     const int begin = seg.y / TOKENS, count = (seg.z - seg.y + TOKENS - 1) / TOKENS;
     int ahead = 0;
     for (int i = 0; i < count; i++) {
@@ -75,9 +80,9 @@ template <bool FP8> DEVICE void feed(const Work& work, const TensorMap& tokens, 
           const u32 full = room + R::BARS + at.slot * 8, empty = full + R::SLOTS * 8, to = room + at.slot * CHUNK;
           barrier_wait(empty, at.parity ^ 1);
           barrier_expect(full, CHUNK + (FP8 && j == 0 ? 1024 : 0));
-          if (FP8 && j == 4) tma_load(to, rope, full, 0, 0, page, KEEP);
-          else tma_load(to, tokens, full, j * (FP8 ? 128 : 64), 0, page, KEEP);
-          if (FP8 && j == 0) tma_load(room + R::SCALE + turn * 1024, scales, full, 0, page, KEEP);
+          if (FP8 && j == 4) tma_load(to, rope, full, 0, 0, page, EVICT_FIRST);
+          else tma_load(to, tokens, full, j * (FP8 ? 128 : 64), 0, page, EVICT_FIRST);
+          if (FP8 && j == 0) tma_load(room + R::SCALE + turn * 1024, scales, full, 0, page, EVICT_FIRST);
         }
       }
       place = place.at(R::CHUNKS);
@@ -137,51 +142,40 @@ template <typename P> DEVICE u32 arrived(u32 room, u32 bars, P at) { barrier_wai
 
 template <typename P> DEVICE void scores(float (&s)[8], u32 room, u32 bars, P place) {
   const u64 q = plain_matrix(room + Room<false>::Q, 256, 128);
-  float part[4][8];                                                // four sums side by side: none waits for the last
   #pragma unroll
   for (int j = 0; j < 9; j++) {
     const u64 k = matrix(arrived(room, bars, place.at(j)));
     wgmma_fence();
     #pragma unroll
-    for (int i = 0; i < 4; i++) wgmma_bf16<0, 0>(part[i], k + i * 2, q + (j * 4 + i) * 32, j > 0);
+    for (int i = 0; i < 4; i++) wgmma_bf16<0, 0>(s, k + i * 2, q + (j * 4 + i) * 32, j + i > 0);
   }
-  wgmma_commit(); wgmma_wait<0>();
-  #pragma unroll
-  for (int i = 0; i < 4; i++) keep_in_registers(part[i]);
-  #pragma unroll
-  for (int e = 0; e < 8; e++) s[e] = (part[0][e] + part[1][e]) + (part[2][e] + part[3][e]);
+  wgmma_commit(); wgmma_wait<0>(); keep_in_registers(s);
 }
 
 template <typename P> DEVICE void scores(float (&s)[8], float (&w)[2][4], u32 room, u32 bars, P place, int turn, int warp) {
   const u64 q = plain_matrix(room + Room<true>::Q, 256, 128);
-  const u32 row = warp * 16 + (lane() & 15), from = row * 128 + ((lane() & 7) << 4);
-  u32 k[2]; float part[4][8]; u32 x[2][2][4], a[2][4][4];
+  const u32 r = lane() & 7, row = warp * 16 + (lane() & 15), from = row * 128 + ((lane() >> 4 ^ r) << 4);
+  float part[4][8]; u32 a[2][4][4];
   #pragma unroll
-  for (int b = 0; b < 4; b++) arrived(room, bars, place.at(b));
-  #pragma unroll
-  for (int b = 0; b < 2; b++) k[b] = room + place.at(b * 2 + (lane() >> 4)).slot * CHUNK + from;
-  #pragma unroll
-  for (int b = 0; b < 2; b++) load_matrices(x[0][b], k[b]);
-  #pragma unroll
-  for (int j = 0; j < 8; j++) {                                    // 16 of d of each of the four chunks
+  for (int j = 0; j < 8; j++) {                                    // halves of the four chunks: 64 of d at a time
+    const u32 k = j % 2 ? room + place.at(j / 2).slot * CHUNK : arrived(room, bars, place.at(j / 2));
+    u32 x[2][4];
+    load_matrices(x[0], k + (from ^ (j % 2 * 64))); load_matrices(x[1], k + (from ^ (j % 2 * 64 + 32)));
     if (j > 1) wgmma_wait<1>();                                    // two steps ago no longer needs its registers
     #pragma unroll
-    for (int b = 0; b < 4; b++) {
-      unpack_e4m3(a[j % 2][b][0], a[j % 2][b][2], x[j % 2][b / 2][b % 2 * 2]);
-      unpack_e4m3(a[j % 2][b][1], a[j % 2][b][3], x[j % 2][b / 2][b % 2 * 2 + 1]);
+    for (int i = 0; i < 4; i++) {
+      unpack_e4m3(a[j % 2][i][0], a[j % 2][i][2], x[i / 2][i % 2 * 2]);
+      unpack_e4m3(a[j % 2][i][1], a[j % 2][i][3], x[i / 2][i % 2 * 2 + 1]);
     }
-    if (j < 7)
-      #pragma unroll
-      for (int b = 0; b < 2; b++) load_matrices(x[(j + 1) % 2][b], k[b] ^ ((j + 1) << 4));
     wgmma_fence();
     #pragma unroll
-    for (int b = 0; b < 4; b++) wgmma_f16_rs<0>(part[b], a[j % 2][b], q + (b * 8 + j) * 32, j > 0);
+    for (int i = 0; i < 4; i++) wgmma_f16_rs<0>(part[j / 2], a[j % 2][i], q + (j * 4 + i) * 32, j % 2 + i > 0);
     wgmma_commit();
   }
-  const u64 r = matrix(arrived(room, bars, place.at(4)));
+  const u64 k = matrix(arrived(room, bars, place.at(4)));
   wgmma_fence();
   #pragma unroll
-  for (int i = 0; i < 4; i++) wgmma_bf16<0, 0>(s, r + i * 2, q + (32 + i) * 32, i > 0);
+  for (int i = 0; i < 4; i++) wgmma_bf16<0, 0>(s, k + i * 2, q + (32 + i) * 32, i > 0);
   wgmma_commit();
   #pragma unroll
   for (int t = 0; t < 2; t++)
@@ -272,7 +266,7 @@ template <bool FP8> DEVICE void renew(State<FP8>& st, const float (&x)[8], const
       #pragma unroll
       for (int h = 0; h < 4; h++) {
         const float now = old[h] * st.g[b][h];
-        st.g[b][h] = fmaxf(fmaxf(move[b][h], now), 1e-30f); st.f[b][h] = 1.f / st.g[b][h];
+        st.g[b][h] = fmaxf(fmaxf(move[b][h], now), 1e-30f); st.f[b][h] = __fdividef(1.f, st.g[b][h]);
         move[b][h] = now * st.f[b][h];
       }
   } else
@@ -287,40 +281,36 @@ template <bool FP8> DEVICE void renew(State<FP8>& st, const float (&x)[8], const
 // --- output -------------------------------------------------------------------------------------------------------
 template <typename P> DEVICE void add_values(State<false>& st, u32 room, u32 p, P place, int warp) {
   const u64 weights = plain_matrix(p, 256, 128);
-  u64 v[8];
-  #pragma unroll
-  for (int i = 0; i < 8; i++) v[i] = matrix(room + place.at(i).slot * CHUNK);   // 64 tokens x 64 d, read across: tokens are K
   wgmma_fence();
   #pragma unroll
-  for (int t = 0; t < 4; t++)
+  for (int i = 0; i < 8; i++) {
+    const u64 v = matrix(room + place.at(i).slot * CHUNK);         // 64 tokens x 64 d, read across: tokens are K
     #pragma unroll
-    for (int i = 0; i < 8; i++) wgmma_bf16<1, 0>(st.o[i], v[i] + t * 128, weights + t * 32, 1);
+    for (int t = 0; t < 4; t++) wgmma_bf16<1, 0>(st.o[i], v + t * 128, weights + t * 32, 1);
+  }
   wgmma_commit(); wgmma_wait<0>();
   #pragma unroll
   for (int i = 0; i < 8; i++) keep_in_registers(st.o[i]);
 }
 
 template <typename P> DEVICE void add_values(State<true>& st, u32 room, u32 p, P place, int warp) {
-  const u32 from = (lane() & 15) * 128 + ((warp ^ (lane() & 7) ^ (lane() >> 4) * 4) << 4);   // upper lanes: 64 of d further
-  u32 x[2][2][4], a[2][4][4];
-  const auto load = [&](int j) {                                   // tokens 16 t..+15 of two chunks, 16 of each 64 of d
-    #pragma unroll
-    for (int b = 0; b < 2; b++) load_matrices_t(x[j % 2][b], room + place.at(j / 4 * 2 + b).slot * CHUNK + from + j % 4 * 2048);
-  };
-  load(0);
+  const u32 from = lane() * 128 + ((warp ^ (lane() & 7)) << 4);
+  u32 a[2][4][4];
   #pragma unroll
-  for (int j = 0; j < 8; j++) {                                    // warp w of the group: d = 64 i + 16 w + 0..15
-    if (j > 1) wgmma_wait<1>();
+  for (int i = 0; i < 8; i++) {                                    // warp w of the group: d = 64 i + 16 w + 0..15
+    const u32 v = room + place.at(i / 2).slot * CHUNK + (from ^ (i % 2 * 64));
+    u32 x[2][4];
+    load_matrices_t(x[0], v); load_matrices_t(x[1], v + 4096);
+    if (i > 1) wgmma_wait<1>();
     #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      unpack_e4m3(a[j % 2][i][0], a[j % 2][i][1], __byte_perm(x[j % 2][i / 2][i % 2 * 2], 0, 0x3120));
-      unpack_e4m3(a[j % 2][i][2], a[j % 2][i][3], __byte_perm(x[j % 2][i / 2][i % 2 * 2 + 1], 0, 0x3120));
+    for (int t = 0; t < 4; t++) {
+      unpack_e4m3(a[i % 2][t][0], a[i % 2][t][1], __byte_perm(x[t / 2][t % 2 * 2], 0, 0x3120));
+      unpack_e4m3(a[i % 2][t][2], a[i % 2][t][3], __byte_perm(x[t / 2][t % 2 * 2 + 1], 0, 0x3120));
     }
-    if (j < 7) load(j + 1);
     wgmma_fence();
+    const u64 weights = plain_matrix(p + i / 2 * P_BYTES, 256, 128);
     #pragma unroll
-    for (int i = 0; i < 4; i++)
-      wgmma_f16_rs<0>(st.o[j / 4 * 4 + i], a[j % 2][i], plain_matrix(p + (j / 4 * 2 + i / 2) * P_BYTES, 256, 128) + j % 4 * 32, 1);
+    for (int t = 0; t < 4; t++) wgmma_f16_rs<0>(st.o[i], a[i % 2][t], weights + t * 32, 1);
     wgmma_commit();
   }
   wgmma_wait<0>();
@@ -361,7 +351,7 @@ template <bool FP8> DEVICE void write_out(const State<FP8>& st, const Work& work
   for (int h = 0; h < 4; h++) {
     const int head = head_at(h);
     if (head >= work.heads) continue;
-    const float inverse = 1.f / st.l[h];
+    const float inverse = __fdividef(1.f, st.l[h]);
     const u64 row = (u64)(seg.w < 0 ? seg.x : seg.w) * work.heads + head;
     if (warp == 0 && lane() < 4) (seg.w < 0 ? work.lse : work.lse_part)[row] = (st.m[h] + log2f(st.l[h])) * 0.69314718f;
     #pragma unroll
@@ -380,63 +370,8 @@ template <bool FP8> DEVICE void write_out(const State<FP8>& st, const Work& work
   }
 }
 
-// --- merging the pieces of a split request in the same launch -----------------------------------------------------
-// Whoever wrote a piece counts it, does the rest of its own work, waits until all pieces of the request are there, and
-// merges its share of the output. All blocks run at once (one an SM), and a plan lets them end together.
-DEVICE void announce(const Work& work, const int4& seg) {
-  named_barrier(1, 128);
-  if (threadIdx.x == 0) asm volatile("red.release.gpu.global.add.s32 [%0], 1;" :: "l"(work.pieces + 2 * seg.x) : "memory");
-}
-
-DEVICE void merge(const Work& work, const int4& seg) {
-  const int from = work.splits[seg.x], n = work.splits[seg.x + 1] - from, mine = seg.w - from, all = work.heads * (LATENT / 4);
-  const int team = n <= 8 ? 1 : n <= 32 ? 4 : 16, sub = threadIdx.x % team, end = all * (mine + 1) / n;
-  if (threadIdx.x == 0) {
-    int seen = 0;
-    for (int tries = 0; seen < n; tries++) {
-      asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(seen) : "l"(work.pieces + 2 * seg.x) : "memory");
-      if (tries > 1 << 22) __trap();                               // seconds: a plan or counters of another launch
-    }
-  }
-  named_barrier(1, 128);
-  for (int i0 = all * mine / n; i0 < end; i0 += 128 / team) {
-    const int i = min(i0 + (int)threadIdx.x / team, end - 1), head = i / (LATENT / 4), column = i % (LATENT / 4) * 4;
-    const float* lse = work.lse_part + (u64)from * work.heads + head;
-    const float* part = work.out_part + ((u64)from * work.heads + head) * LATENT + column;
-    float top = -INFINITY, sum = 0, y[4] = {0, 0, 0, 0};
-    for (int s = sub; s < n; s += team) top = fmaxf(top, __ldcg(lse + s * work.heads));
-    for (int d = 1; d < team; d *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, d));
-    #pragma unroll 4
-    for (int s = sub; s < n; s += team) {
-      const float w = __expf(__ldcg(lse + s * work.heads) - top);
-      const float4 x = __ldcg((const float4*)(part + (u64)s * work.heads * LATENT));
-      sum += w; y[0] += w * x.x; y[1] += w * x.y; y[2] += w * x.z; y[3] += w * x.w;
-    }
-    for (int d = 1; d < team; d *= 2) {
-      sum += __shfl_xor_sync(~0u, sum, d);
-      #pragma unroll
-      for (int j = 0; j < 4; j++) y[j] += __shfl_xor_sync(~0u, y[j], d);
-    }
-    if (sub || i0 + (int)threadIdx.x / team >= end) continue;
-    const float over = 1.f / sum;
-    const u64 row = (u64)seg.x * work.heads + head;
-    *(uint2*)(work.out + row * LATENT + column) = make_uint2(pack_bf16(y[0] * over, y[1] * over), pack_bf16(y[2] * over, y[3] * over));
-    if (column == 0) work.lse[row] = top + __logf(sum);
-  }
-  named_barrier(1, 128);
-  if (threadIdx.x == 0 && atomicAdd(work.pieces + 2 * seg.x + 1, 1) == n - 1) work.pieces[2 * seg.x] = work.pieces[2 * seg.x + 1] = 0;
-}
-
-DEVICE void empty_requests(const Work& work) {
-  for (int b = blockIdx.x; b < work.requests; b += gridDim.x) if (work.lengths[b] == 0)
-    for (int i = threadIdx.x; i < work.heads * LATENT; i += 128) {
-      work.out[(u64)b * work.heads * LATENT + i] = 0;
-      if (i < work.heads) work.lse[b * work.heads + i] = -INFINITY;
-    }
-}
-
 // --- the warpgroups -----------------------------------------------------------------------------------------------
-template <bool FP8> DEVICE void attend(const Work& work, u8* base) {
+template <bool FP8> DEVICE void attend(const Work& work, const Share& share, u8* base) {
   using R = Room<FP8>;
   const int group = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = __shfl_sync(~0u, threadIdx.x / 32 % 4, 0);
   const u32 room = shared(base), full = room + R::BARS, empty = full + R::SLOTS * 8, p_at = room + R::P + group * R::COPIES * P_BYTES;
@@ -444,8 +379,8 @@ template <bool FP8> DEVICE void attend(const Work& work, u8* base) {
   float *exchange = (float*)(base + R::EXCHANGE + group * 1024), *sum = (float*)(base + R::SUM);
   float *state = (float*)(base + R::STATE), *factor = (float*)(base + R::FACTOR);
   Place<R::SLOTS> place; int turn = 0;
-  for (int s = work.first[blockIdx.x]; s < work.first[blockIdx.x + 1]; s++) {
-    const int4 seg = work.segments[s];
+  for (int s = share.begin; s < share.end; s++) {
+    const int4 seg = share.segment(work, s);
     named_barrier(ALL, 128 * GROUPS);
     if (group == 0) load_queries<FP8>(work, seg.x, room + R::Q, factor);
     fence_async(); named_barrier(ALL, 128 * GROUPS);
@@ -499,11 +434,7 @@ template <bool FP8> DEVICE void attend(const Work& work, u8* base) {
       for (int i = 0; i < 64; i++) st.o[i / 8][i % 8] *= st.g[FP8 ? i / 16 : 0][head_of(i % 8)];
     if (GROUPS > 1) { if (group == 0) take_over(st, sum, state); else hand_over(st, sum, state); }
     if (group == 0) write_out(st, work, seg, warp);
-    if (group == 0 && work.pieces && seg.w >= 0) announce(work, seg);
   }
-  if (group || !work.pieces) return;
-  for (int s = work.first[blockIdx.x]; s < work.first[blockIdx.x + 1]; s++) if (work.segments[s].w >= 0) merge(work, work.segments[s]);
-  empty_requests(work);
 }
 
 template <bool FP8> DEVICE void decode(const Work& work, const TensorMap& tokens, const TensorMap& rope, const TensorMap& scales) {
@@ -516,15 +447,16 @@ template <bool FP8> DEVICE void decode(const Work& work, const TensorMap& tokens
     prefetch_map(tokens);
     if (FP8) { prefetch_map(rope); prefetch_map(scales); }
   }
+  const Share share(work);                                         // a plan is older than the kernel before this one
   __syncthreads();
   wait_for_previous_kernel();
   let_next_kernel_start();
   if (threadIdx.x >= 128 * GROUPS) {
     if (GROUPS > 1) give_registers<24>();
-    if (threadIdx.x < 128 * GROUPS + 32) feed<FP8>(work, tokens, rope, scales, room);
+    if (threadIdx.x < 128 * GROUPS + 32) feed<FP8>(work, share, tokens, rope, scales, room);
   } else {
     if (GROUPS > 1) take_registers<240>();
-    attend<FP8>(work, base);
+    attend<FP8>(work, share, base);
   }
 }
 
