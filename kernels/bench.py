@@ -206,7 +206,8 @@ def quantise(a):
         for way in (dict(), dict(mn_major=True)):
             (q, s), (p, t) = quantize(x, impl='cuda', **way), quantize(x.cpu(), **way)
             same = torch.equal(q.view(torch.uint8).cpu(), p.view(torch.uint8))
-            require(same and torch.equal(s.cpu(), t), f'quantise {M}x{K} {way}: the GPU and the CPU disagree')
+            require(same and torch.equal(s.cpu(), t),
+                    f'quantise {M}x{K} {way}: the GPU and the CPU disagree')
     print('quantise: bit for bit what the CPU gives', flush=True)
     if a.check: return
     rows = []
