@@ -7,12 +7,13 @@ well as bf16 (whose own rounding would hide how sums were kept). Then every cont
 the same inputs, as replays of CUDA graphs over more input sets than L2 can hold. Results go to
 one JSON a section, with hardware and versions.
 """
-import argparse, itertools, math, re, sys, time
+import argparse, concurrent.futures, itertools, math, multiprocessing, re, sys, time
 from pathlib import Path
 import torch
 from r1nb.core import require
 from r1nb.fp8 import dequantize, quantize, quantize_weight
 from r1nb.kernels import gemm as ours
+from r1nb.kernels.jit import cubin
 from r1nb.roofline import error, fresh, poison, record
 
 # (N, K) of DeepSeek-V3's layers
@@ -57,6 +58,23 @@ def race(
             time.sleep(rest)
             times[name].append(once(recorded.replay)/counts[name])
     return {name: sorted(t)[rounds//2] for name, t in times.items()}
+
+
+def compile_all(jobs):
+    "Compile (file, macros) on all cores: a check would otherwise wait for one compiler at a time."
+    spawn = multiprocessing.get_context('spawn')
+    with concurrent.futures.ProcessPoolExecutor(mp_context=spawn) as pool:
+        list(pool.map(compiled, jobs))
+
+
+def compiled(job): cubin(job[0], 'sm_90a', job[1])
+
+
+def tiles(shapes, dtypes):
+    "What `ours.gemm` will want compiled."
+    for M, N, K in shapes:
+        for float_ in {1 if t == FP32 else 2 if N % 8 else 0 for t in dtypes}:
+            yield 'gemm.cu', ours.choose(M, N, K, float_).defines() | dict(STEPS=-(-K//128))
 
 
 # --- dense products ------------------------------------------------------------------------------
@@ -109,7 +127,9 @@ def gemm(a):
     "Ours beside torch's (and DeepGEMM's, where installed) on the shapes of DeepSeek-V3."
     odd = [(1, 512, 256), (3, 136, 528), (129, 131, 144), (65, 7168, 2048), (130, 2112, 7168),
            (300, 520, 1040), (513, 264, 128)]
-    check_gemm(odd + [(M, N, K) for M in a.rows[:1] for N, K in V3[:2]])
+    real = [(M, N, K) for M in a.rows for N, K in V3]
+    compile_all([*tiles(odd, (BF16, FP32)), *tiles([] if a.check else real, (BF16,))])
+    check_gemm(odd)
     if a.check: return
     rows = []
     for M in a.rows:
