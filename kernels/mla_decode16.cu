@@ -42,7 +42,7 @@ template <bool FP8> struct Room {                                  // what lies 
   static constexpr int Q = SLOTS * CHUNK, P = Q + Q_BYTES, SCALE = P + GROUPS * COPIES * P_BYTES;
   static constexpr int SUM = SCALE + SCALES * 1024, EXCHANGE = SUM + (GROUPS - 1) * MERGE_BYTES;
   static constexpr int STATE = EXCHANGE + GROUPS * 1024, FACTOR = STATE + 128, BARS = FACTOR + 64;
-  static constexpr int THREADS = 128 * GROUPS + (GROUPS > 1 ? 128 : 32);
+  static constexpr int TRADE = FP8 && GROUPS > 1, THREADS = 128 * GROUPS + (TRADE ? 128 : 32);   // fp8: registers change hands
   static_assert(SLOTS < CHUNKS * (SCALES - 2) || !FP8, "a page's scales must outlive the page");
 };
 
@@ -57,21 +57,25 @@ struct Share {                                                     // what this 
   DEVICE int4 segment(const Work& work, int s) const { return s == begin ? one : work.segments[s]; }
 };
 
+DEVICE int pages_of(const int4& seg) { return (seg.z - seg.y + TOKENS - 1) / TOKENS; }
+DEVICE int look_up(const Work& work, const int4& seg, int i) {     // lane n: where page i + n of a segment lies
+  return i + (int)lane() < pages_of(seg) ? work.table[(u64)seg.x * work.pages + seg.y / TOKENS + i + lane()] : 0;
+}
+
 template <int SLOTS> struct Place {                                // where in the ring a page begins
   int slot = 0; u32 parity = 0;
   DEVICE Place at(int i) const { Place p = *this; p.slot += i; if (p.slot >= SLOTS) { p.slot -= SLOTS; p.parity ^= 1; } return p; }
 };
 
 // --- the copy engine's warp -------------------------------------------------------------------------------------
-template <bool FP8> DEVICE void feed(const Work& work, const Share& share, const TensorMap& tokens, const TensorMap& rope, const TensorMap& scales, u32 room) {
+template <bool FP8> DEVICE void feed(const Work& work, const Share& share, int ahead, const TensorMap& tokens, const TensorMap& rope, const TensorMap& scales, u32 room) {
   using R = Room<FP8>;
   Place<R::SLOTS> place; int turn = 0;
   for (int s = share.begin; s < share.end; s++) {
     const int4 seg = share.segment(work, s);
-    const int begin = seg.y / TOKENS, count = (seg.z - seg.y + TOKENS - 1) / TOKENS;
-    int ahead = 0;
+    const int count = pages_of(seg);
     for (int i = 0; i < count; i++) {
-      if (i % 32 == 0 && i + (int)lane() < count) ahead = work.table[(u64)seg.x * work.pages + begin + i + lane()];
+      if (i % 32 == 0 && (i || s > share.begin)) ahead = look_up(work, seg, i);
       const int page = __shfl_sync(~0u, ahead, i % 32);
       if (lane() == 0) {
         #pragma unroll
@@ -221,17 +225,22 @@ template <bool SUM, int N> DEVICE void over_tokens(float (&v)[N][4], float* exch
   }
 }
 
+DEVICE float largest(const float (&v)[8]) {
+  return fmaxf(fmaxf(fmaxf(v[0], v[1]), fmaxf(v[2], v[3])), fmaxf(fmaxf(v[4], v[5]), fmaxf(v[6], v[7])));
+}
+
 // Weights of this page relative to the references as they stand, into shared memory; returns the largest.
 template <bool FP8> DEVICE float weigh(float (&p)[8], const State<FP8>& st, const float (&x)[8], const float (&w)[2][4], u32 to) {
-  float top = 0;
   #pragma unroll
-  for (int e = 0; e < 8; e++) { p[e] = power_of_2(x[e] - st.m[head_of(e)]); top = fmaxf(top, p[e]); }
+  for (int e = 0; e < 8; e++) p[e] = power_of_2(x[e] - st.m[head_of(e)]);
+  float top = largest(p);
   if constexpr (FP8) {
     #pragma unroll
     for (int b = 0; b < 4; b++) {
       float v[8];
       #pragma unroll
-      for (int e = 0; e < 8; e++) { v[e] = p[e] * (w[row_of(e)][b] * st.f[b][head_of(e)]); top = fmaxf(top, v[e]); }
+      for (int e = 0; e < 8; e++) v[e] = p[e] * (w[row_of(e)][b] * st.f[b][head_of(e)]);
+      top = fmaxf(top, largest(v));
       store_matrices_t(to + b * P_BYTES, pack_f16(v[0], v[1]), pack_f16(v[2], v[3]), pack_f16(v[4], v[5]), pack_f16(v[6], v[7]));
     }
   } else
@@ -393,7 +402,7 @@ template <bool FP8> DEVICE void attend(const Work& work, const Share& share, u8*
       #pragma unroll
       for (int i = 0; i < 16; i++) st.o[i / 2][head_of(0) + h % 2 + h / 2 * 4 + i % 2 * 2] = 0;
     }
-    const int count = (seg.z - seg.y + TOKENS - 1) / TOKENS;
+    const int count = pages_of(seg);
     for (int n = 0; n < count; n++) {
       if (n % GROUPS == group) {
         float x[8], w[2][4], p[8];
@@ -447,15 +456,16 @@ template <bool FP8> DEVICE void decode(const Work& work, const TensorMap& tokens
     prefetch_map(tokens);
     if (FP8) { prefetch_map(rope); prefetch_map(scales); }
   }
-  const Share share(work);                                         // a plan is older than the kernel before this one
+  const Share share(work);                                         // plan and page table are older than the kernel before this one
+  const int ahead = threadIdx.x >= 128 * GROUPS && share.begin < share.end ? look_up(work, share.one, 0) : 0;
   __syncthreads();
   wait_for_previous_kernel();
   let_next_kernel_start();
   if (threadIdx.x >= 128 * GROUPS) {
-    if (GROUPS > 1) give_registers<24>();
-    if (threadIdx.x < 128 * GROUPS + 32) feed<FP8>(work, share, tokens, rope, scales, room);
+    if (R::TRADE) give_registers<24>();
+    if (threadIdx.x < 128 * GROUPS + 32) feed<FP8>(work, share, ahead, tokens, rope, scales, room);
   } else {
-    if (GROUPS > 1) take_registers<240>();
+    if (R::TRADE) take_registers<240>();
     attend<FP8>(work, share, base);
   }
 }

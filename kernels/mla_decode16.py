@@ -10,8 +10,8 @@ from r1nb.kernels.jit import kernel, tensor_map
 from r1nb.kernels.mla_combine import combine
 from r1nb.kernels.mla_decode import buffers, multiprocessors
 
-UNIT, OVERHEAD = 64, 1                       # how r1nb.mla_decode.plan should cut: by pages
-GROUPS = dict(mla_decode16_bf16=1, mla_decode16_fp8=2)   # warpgroups that take pages in turn
+UNIT, OVERHEAD = 64, 3                       # how r1nb.mla_decode.plan should cut: by pages
+GROUPS = dict(mla_decode16_bf16=2, mla_decode16_fp8=2)   # warpgroups that take pages in turn
 
 
 class Work(ctypes.Structure):
@@ -41,7 +41,7 @@ def split(q, cache, page_table, scale, plan, out, promote=128, **defines):
     work = Work(q.data_ptr(), page_table.data_ptr(), page_table.stride(0), plan.first.data_ptr(),
                 plan.segments.data_ptr(), *(t.data_ptr() for t in out), scale*math.log2(math.e), q.shape[1])
     run = kernel('mla_decode16.cu', entry, **defines)
-    run(len(plan.first) - 1, 128*groups + (128 if groups > 1 else 32), *boxes, work, smem=232448, overlap=True)
+    run(len(plan.first) - 1, 128*groups + (128 if groups > 1 and len(boxes) > 1 else 32), *boxes, work, smem=232448, overlap=True)
 
 
 def decode16(

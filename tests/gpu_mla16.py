@@ -104,12 +104,12 @@ def checks(kind, defines, small=False):
     return ok
 
 
-def timed(kind, B, L, H=16, only_split=False, **defines):
+def timed(kind, B, L, H=16, only_split=False, overhead=OVERHEAD, **defines):
     "Median microseconds of one call (split and combine) in a replayed graph, inputs rotated through 240 MB and more."
     each = B*L*BYTES[kind]
     sets = max(2, min(64, -(-240_000_000//each)))
     xs = [inputs(kind, [L]*B, H, seed=i) for i in range(sets)]
-    p = plan([L]*B, workers(xs[0][0]), UNIT, OVERHEAD).to('cuda')
+    p = plan([L]*B, workers(xs[0][0]), UNIT, overhead).to('cuda')
     room = buffers(xs[0][0], 2*workers(xs[0][0]))
     def call(x):
         if only_split: split(*x[:3], SCALE, p, room, **defines)
