@@ -1,6 +1,6 @@
-"""Memory of a training step on a GPU: what was predicted, what the allocator saw. Writes fit.json.
+"""Memory of a training step on a GPU: what was predicted, what the allocator saw. Writes memory.json.
 
-python tests/gpu_fit.py [FOLDER]      (half a minute on an H200)
+python tests/gpu_memory.py [FOLDER]      (a quarter of a minute on an H200)
 """
 import gc, sys, time
 from dataclasses import asdict, replace
@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 import torch
 from torch.utils.checkpoint import checkpoint
-from r1nb.fit import step_saved, timeline
+from r1nb.memory import saved_bytes, step_saved, timeline
 from r1nb.model import R1Config, R1Model, count
 from r1nb.moe import gates
 from r1nb.roofline import record
@@ -19,30 +19,13 @@ DENSE = R1Config(vocab_size=32000, hidden_size=1024, intermediate_size=4096, num
     v_head_dim=64, n_routed_experts=None, max_position_embeddings=4096)
 SPARSE = replace(DENSE, n_routed_experts=32, num_experts_per_tok=4, moe_intermediate_size=512,
     q_lora_rank=384, intermediate_size=2048)
-WIDE = replace(SPARSE, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128,
-    num_attention_heads=8)
 CASES = [('nano', NANO, 256, 256, 4, False), ('dense', DENSE, 8, 1024, 4, False),
-    ('dense', DENSE, 16, 1024, 2, False), ('sparse', SPARSE, 16, 1024, 2, False),
-    ('sparse', SPARSE, 8, 1024, 4, False), ('sparse, one long text', SPARSE, 4, 4096, 2, False),
-    ('sparse, layers run again', SPARSE, 16, 1024, 2, True),
-    ('sparse, little text', replace(SPARSE, n_routed_experts=128), 2, 256, 2, False),
-    ("sparse, V3's heads", WIDE, 16, 1024, 2, False)]
-
-def saved_bytes(model, ids):
-    "What autograd keeps on this machine: every storage once, parameters left out."
-    own = [*model.parameters(), *model.buffers(), *model.rope]
-    own = {t.untyped_storage().data_ptr() for t in own}
-    seen = {}
-    def pack(t):
-        s = t.untyped_storage()
-        if s.data_ptr() not in own: seen[s.data_ptr()] = s.nbytes(), t
-        return t
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        pretrain_loss(model, ids)
-    return sum(n for n, _ in seen.values())
+    ('sparse', SPARSE, 16, 1024, 2, False), ('sparse, one long text', SPARSE, 4, 4096, 2, False),
+    ('sparse', SPARSE, 8, 1024, 4, False), ('sparse, layers run again', SPARSE, 16, 1024, 2, True),
+    ('sparse, little text', replace(SPARSE, n_routed_experts=128), 2, 256, 2, False)]
 
 def measure(c, B, T, s, recompute):
-    "Three steps; the peak is of the last two, when there are moments."
+    "Two steps; the peak is of the second, when there are moments."
     gc.collect(); torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     torch.manual_seed(0)
@@ -51,12 +34,14 @@ def measure(c, B, T, s, recompute):
     for g in gates(model): g.e_score_correction_bias = g.e_score_correction_bias.float()
     ids = torch.randint(0, c.vocab_size, (B, T), device='cuda')
     model.angles(1)
-    kept = None if recompute else saved_bytes(model, ids)
+    own = [*model.parameters(), *model.buffers(), *model.rope]
+    kept = None if recompute else saved_bytes(own, lambda: pretrain_loss(model, ids))
+    for g in gates(model): g.routing = None  # else it holds the graph of that pass
     if recompute:
         for layer in model.layers:
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     opt, forward = adamw(model, 1e-4), 0
-    for step in range(3):
+    for step in range(2):
         if step == 1: torch.cuda.reset_peak_memory_stats()
         loss = pretrain_loss(model, ids)[0]
         forward = torch.cuda.memory_allocated() - before
@@ -85,6 +70,6 @@ def main(folder):
               f'peak {r["peak"]/1e9:7.3f} GB  {r["predicted"]/r["peak"] - 1:+.1%}   '
               f'saved {(r["saved"] or 0)/1e9:.4f} predicted {r["predicted_saved"]/1e9:.4f}   '
               f'{time.time() - begun:.1f} s', flush=True)
-        record(Path(folder)/'fit.json', command='python tests/gpu_fit.py', rows=rows)
+        record(Path(folder)/'memory.json', command='python tests/gpu_memory.py', rows=rows)
 
 if __name__ == '__main__': main(*sys.argv[1:] or ['.'])
