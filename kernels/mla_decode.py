@@ -1,14 +1,15 @@
 """Absorbed MLA decode over a paged latent cache, 64 heads a thread block (mla_decode.cu, sm_90a).
 
 q [B,H,576] bf16, H a multiple of 64; cache (pages,64,576) bf16, or (latent, scale, rope) in FP8;
-page_table [B,max_pages] int32, lengths [B] int32. The reference is `r1nb.mla_decode.decode(impl='ref')`.
+page_table [B,max_pages] int32, lengths [B] int32. `r1nb.mla_decode.decode(impl='ref')` is the
+specification. Two launches: segments of requests, then the merge of what was cut.
 """
 import functools, math
 from r1nb.core import require
 from r1nb.kernels.jit import kernel, tensor_map
 from r1nb.kernels.mla_combine import combine
 
-SMEM = 3*576*64*2 + 4*64*4 + 8*32 + 1024
+SMEM = 3*576*64*2 + 4*64*4 + 8*32 + 1024     # Q and two pages, m and l, barriers, alignment
 
 
 @functools.cache
@@ -31,31 +32,29 @@ def buffers(q, slots):
 
 
 def decode64(
-    q,           # [B,H,576] bf16, 512 absorbed latent columns then 64 of rope; H a multiple of 64
-    cache,       # (pages,64,576) bf16; or FP8: latent (pages,64,512), scale (pages,64,4), rope (pages,64,64)
+    q,           # [B,H,576] bf16, 512 absorbed latent columns then 64 of rope
+    cache,       # (pages,64,576) bf16; FP8: latent (pages,64,512), scale (pages,64,4), rope
     page_table,  # [B,max_pages] int32
     lengths,     # [B] int32 on the GPU
     scale,       # of the scores, natural units
-    plan=None,   # r1nb.mla_decode.plan(lengths, workers(q)) on the GPU; None: made here (waits for the GPU)
+    plan=None,   # r1nb.mla_decode.plan(lengths, workers(q)) on the GPU; None: made here (waits)
     out=None,    # what `buffers` returned, to use again
     **defines,   # macros of mla_decode.cu
 ):               # out [B,H,512] bf16, lse [B,H] fp32
-    "Launch the split kernel and the combine."
+    "Launch the split kernel and the merge."
     B, H, D = q.shape
-    require(H % 64 == 0 and D == 576, f'q is {tuple(q.shape)}: the kernel wants [B, multiple of 64, 576]')
-    n = workers(q)
+    require(H % 64 == 0 and D == 576, f'q is {tuple(q.shape)}: use [B, a multiple of 64, 576]')
     if plan is None:
         from r1nb.mla_decode import plan as make
-        plan = make(lengths, n).to(q.device)
+        plan = make(lengths, workers(q)).to(q.device)
+    n, fp8 = len(plan.first) - 1, isinstance(cache, tuple)
     out, lse, part, part_lse = out or buffers(q, 2*n)
-    overlap = bool(defines.pop('OVERLAP', 1))
-    fp8 = isinstance(cache, tuple)
     cluster = defines.setdefault('CLUSTER', 2 if H % 128 == 0 and not fp8 else 1)
-    q_map = tensor_map(q.view(B*H, D), (64, 64))
-    latent, weights, rope = cache if isinstance(cache, tuple) else (cache, None, cache)
-    k_map = tensor_map(rope, (1, 64//cluster, 64))
+    latent, scales, boxed = cache if fp8 else (None, None, cache)
     run = kernel('mla_decode.cu', 'mla_decode', FP8=int(fp8), **defines)
-    run(n*H//64, 384, q_map, k_map, plan.first, plan.segments, page_table, page_table.stride(0), out, lse,
-        part, part_lse, H, scale*math.log2(math.e), latent, weights, smem=SMEM, cluster=cluster, overlap=overlap)
+    run(n*H//64, 384, tensor_map(q.view(B*H, D), (64, 64)), tensor_map(boxed, (1, 64//cluster, 64)),
+        tensor_map(out.view(B*H, 512), (64, 64)), tensor_map(part.view(-1, 512), (64, 32)),
+        plan.first, plan.segments, page_table, page_table.stride(0), lse, part_lse,
+        H, scale*math.log2(math.e), latent, scales, smem=SMEM, cluster=cluster, overlap=True)
     combine(part, part_lse, plan, lengths, out, lse)
     return out, lse

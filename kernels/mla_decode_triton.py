@@ -1,8 +1,8 @@
 """Absorbed MLA decode over a paged latent cache, in Triton: any number of heads, bf16 or FP8 pages.
 
-The same plan as the CUDA kernels: a program takes one segment (some tokens of one request) for a group
-of heads, and a second kernel merges the pieces. The compiler does the pipelining; nothing here is
-particular to a GPU, except that 64 heads of 512 columns want the registers of eight warps.
+The same plan as the CUDA kernels: a program takes one segment (some tokens of one request) for a
+group of heads, and a second kernel merges the pieces. The compiler does the pipelining; nothing
+here is particular to a GPU, except that 64 heads of 512 columns want eight warps' registers.
 Shapes as in r1nb.mla_decode.decode, whose impl='ref' is the specification.
 """
 import math
@@ -15,7 +15,8 @@ def attend(q, cache, scales, ropes, table, segments, out, lse, part, part_lse, c
            FP8: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr):
     at = segments + tl.program_id(1)*4
     b, first, end, slot = tl.load(at), tl.load(at+1), tl.load(at+2), tl.load(at+3)
-    heads, wide, narrow = tl.program_id(0)*BLOCK + tl.arange(0, BLOCK), tl.arange(0, 512), tl.arange(0, 64)
+    heads = tl.program_id(0)*BLOCK + tl.arange(0, BLOCK)
+    wide, narrow = tl.arange(0, 512), tl.arange(0, 64)
     real = heads < H
     mine = q + ((b*H + heads)*576)[:, None]
     q_c = tl.load(mine + wide, mask=real[:, None], other=0.)
@@ -27,9 +28,9 @@ def attend(q, cache, scales, ropes, table, segments, out, lse, part, part_lse, c
         ours = t < end
         row = tl.load(table + b*most + t//64, mask=ours, other=0).to(tl.int64)*64 + t % 64
         if FP8:
-            k_c = tl.load(cache + row[:, None]*512 + wide, mask=ours[:, None], other=0.).to(tl.float32)
+            k_c = tl.load(cache + row[:, None]*512 + wide, mask=ours[:, None], other=0.)
             scale = tl.load(scales + row[:, None]*4 + wide//128, mask=ours[:, None], other=0.)
-            k_c = (k_c*scale).to(tl.bfloat16)
+            k_c = (k_c.to(tl.float32)*scale).to(tl.bfloat16)
             k_r = tl.load(ropes + row[:, None]*64 + narrow, mask=ours[:, None], other=0.)
         else:
             k_c = tl.load(cache + row[:, None]*576 + wide, mask=ours[:, None], other=0.)
@@ -43,10 +44,12 @@ def attend(q, cache, scales, ropes, table, segments, out, lse, part, part_lse, c
     O, m = O/l[:, None], (m + tl.log2(l))*0.6931471805599453
     if end > first:
         if slot < 0:
-            tl.store(out + ((b*H + heads)*512)[:, None] + wide, O.to(tl.bfloat16), mask=real[:, None])
+            to = out + ((b*H + heads)*512)[:, None] + wide
+            tl.store(to, O.to(tl.bfloat16), mask=real[:, None])
             tl.store(lse + b*H + heads, m, mask=real)
         else:
-            tl.store(part + ((slot*H + heads)*512)[:, None] + wide, O, mask=real[:, None])
+            to = part + ((slot*H + heads)*512)[:, None] + wide
+            tl.store(to, O, mask=real[:, None])
             tl.store(part_lse + slot*H + heads, m, mask=real)
 
 
@@ -61,7 +64,8 @@ def merge(part, part_lse, splits, lengths, out, lse, H):
         l, y = l*tl.exp(m - top) + tl.exp(z - top), y*tl.exp(m - top) + x*tl.exp(z - top)
         m = top
     if (end > first) | (n == 0):
-        tl.store(out + (b*H + h)*512 + wide, tl.where(n == 0, 0., y/tl.maximum(l, 1e-30)).to(tl.bfloat16))
+        y = tl.where(n == 0, 0., y/tl.maximum(l, 1e-30))
+        tl.store(out + (b*H + h)*512 + wide, y.to(tl.bfloat16))
         tl.store(lse + b*H + h, m + tl.log(l))
 
 
@@ -82,11 +86,13 @@ def decode(
         plan = make(lengths, max(1, n*(2 if block == 16 else 1)//groups), unit=64).to(q.device)
     slots = len(plan.segments)
     new = lambda *shape, dtype=torch.float32: torch.empty(*shape, dtype=dtype, device=q.device)
-    out, lse, part, part_lse = new(B, H, 512, dtype=torch.bfloat16), new(B, H), new(slots, H, 512), new(slots, H)
+    out, lse = new(B, H, 512, dtype=torch.bfloat16), new(B, H)
+    part, part_lse = new(slots, H, 512), new(slots, H)
     latent, scales, ropes = cache if fp8 else (cache, cache, cache)
-    attend[groups, slots](q, latent, scales, ropes, page_table, plan.segments, out, lse, part, part_lse,
-                          scale*math.log2(math.e), H, page_table.stride(0), FP8=fp8, BLOCK=block,
-                          TOKENS=64 if block == 64 else 32, num_warps=8 if block == 64 else 4,
-                          num_stages=1 if block == 64 else 2)
+    shape = dict(TOKENS=64, num_warps=8, num_stages=1) if block == 64 else \
+        dict(TOKENS=32, num_warps=4, num_stages=2)
+    attend[groups, slots](q, latent, scales, ropes, page_table, plan.segments, out, lse, part,
+                          part_lse, scale*math.log2(math.e), H, page_table.stride(0),
+                          FP8=fp8, BLOCK=block, **shape)
     merge[H, B](part, part_lse, plan.splits, lengths, out, lse, H, num_warps=4)
     return out, lse

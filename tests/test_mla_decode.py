@@ -39,7 +39,7 @@ def test_reference_over_odd_lengths(lengths, H):
         if not lengths[b]:
             assert (out[b] == 0).all() and (lse[b] == -torch.inf).all(); continue
         want, want_lse = naive(q[b], k)
-        assert (out[b].double() - want).norm() < 3e-3*want.norm()      # bf16 output: 8 significant bits
+        assert (out[b].double() - want).norm() < 3e-3*want.norm()    # bf16: 8 significant bits
         torch.testing.assert_close(lse[b].double(), want_lse, rtol=0, atol=1e-4)
 
 
@@ -70,7 +70,8 @@ def test_pieces_merge_to_the_whole():
 def test_a_plan_covers_every_token_once(seed):
     r = random.Random(seed)
     for _ in range(15):
-        B, workers, unit = r.choice([1, 2, 3, 32, 128]), r.choice([1, 3, 66, 132]), r.choice([64, 128])
+        B, workers = r.choice([1, 2, 3, 32, 128]), r.choice([1, 3, 66, 132])
+        unit = r.choice([64, 128])
         lengths = [r.choice([0, 1, 64, 65, 129, r.randint(1, 9000)]) for _ in range(B)]
         p, have = plan(lengths, workers, unit), {}
         assert len(p.first) == workers + 1 and len(p.segments) == workers + B
@@ -80,7 +81,8 @@ def test_a_plan_covers_every_token_once(seed):
         for b, n in enumerate(lengths):
             mine, k = have.get(b, []), int(p.splits[b+1] - p.splits[b])
             assert [f for f, *_ in mine] + [n] == [0] + [e for _, e, _ in mine]
-            assert [s for *_, s in mine] == (list(range(p.splits[b], p.splits[b+1])) if k else [-1]*len(mine))
+            slots = list(range(p.splits[b], p.splits[b+1])) if k else [-1]*len(mine)
+            assert [s for *_, s in mine] == slots
             assert k != 1 and (k or len(mine) <= 1)
         assert p.splits[-1] <= 2*workers
 
@@ -88,14 +90,16 @@ def test_a_plan_covers_every_token_once(seed):
 def test_a_plan_is_balanced():
     lengths = [100_000] + [200]*40
     p = plan(lengths, 66)
-    busy = [sum(e - f for _, f, e, _ in p.segments[p.first[w]:p.first[w+1]].tolist()) for w in range(66)]
+    rows = [p.segments[p.first[w]:p.first[w+1]].tolist() for w in range(66)]
+    busy = [sum(end - first for _, first, end, _ in row) for row in rows]
     assert max(busy) < 1.35*sum(lengths)/66
 
 
 @pytest.mark.parametrize('change', [
     dict(cache=torch.zeros(3, 64, 576)), dict(cache=torch.zeros(3, 32, 576).bfloat16()),
     dict(cache=(torch.zeros(3, 64, 512),)*3), dict(q=torch.zeros(1, 4, 512).bfloat16()),
-    dict(q=torch.zeros(1, 4, 576)), dict(page_table=torch.zeros(1, 4)), dict(lengths=torch.zeros(2, dtype=torch.int32)),
+    dict(q=torch.zeros(1, 4, 576)), dict(page_table=torch.zeros(1, 4)),
+    dict(lengths=torch.zeros(2, dtype=torch.int32)),
     dict(scale=0.), dict(scale=float('nan')), dict(lengths=torch.tensor([400], dtype=torch.int32)),
     dict(impl='metal')])
 def test_refusals_are_one_line(change):
