@@ -121,7 +121,7 @@ extern "C" __global__ void __launch_bounds__(256) kv_append(
   int token = blockIdx.x*(blockDim.x/32) + threadIdx.x/32, me = threadIdx.x % 32;
   long long slot = -1;
   Token t = {};
-  if (token < tokens) {     // an early exit here, and the compiler loads the row only after the slot
+  if (token < tokens) {     // with an early exit the compiler loads the row after the slot
     slot = slots[token];
     load(t, x + (long long)token*WIDTH, me);
   }
