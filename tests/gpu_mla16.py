@@ -1,7 +1,8 @@
-"""MLA decode, up to 16 heads, bf16 and FP8 cache, on a GPU: right first (fp64 of the very numbers in the cache,
-poisoned outputs, NaN wherever nothing may be read), then timed with a cold L2. Prints a table, writes JSON.
+"""MLA decode, up to 16 heads, bf16 and FP8 cache, on a GPU: right first (fp64 of the very numbers
+in the cache, poisoned outputs, NaN wherever nothing may be read), then timed with a cold L2.
 
-python tests/gpu_mla16.py [--check] [--time] [--only bf16|fp8] [--shapes 32x4096,…] [--variants 'GROUPS=1;'] [--out FILE.json]
+python tests/gpu_mla16.py [--check] [--time] [--only bf16|fp8] [--shapes 32x4096,…]
+                          [--variants 'GROUPS=1;'] [--split] [--out FILE.json]
 """
 import argparse, json, statistics, sys
 import torch
@@ -22,11 +23,12 @@ def quantise(x):
 
 
 def pages(kind, n, g, growing=0., uneven=0.):
-    "n random pages as the kernel takes them; `uneven`: log2 spread of the scales of the second 128."
+    "n random pages as the kernel takes them; `uneven`: log2 spread of the second 128's scales."
     x = torch.randn(n, 64, 576, device='cuda', generator=g)
     if growing: x *= torch.linspace(.1, growing, n, device='cuda')[:, None, None]
     if uneven: x[..., 128:256] *= 2**(uneven*(2*torch.rand(n, 64, 1, device='cuda', generator=g)-1))
-    return (x.bfloat16(),) if kind == 'bf16' else (*quantise(x[..., :512]), x[..., 512:].bfloat16().contiguous())
+    if kind == 'bf16': return (x.bfloat16(),)
+    return *quantise(x[..., :512]), x[..., 512:].bfloat16().contiguous()
 
 
 def spoil(t, where):
@@ -34,7 +36,7 @@ def spoil(t, where):
 
 
 def inputs(kind, lengths, H, seed=0, loud=1., uneven=0., growing=0.):
-    "Random q and pages in random order; whatever lies beyond a request is NaN, and the table's other entries name a NaN page."
+    "Random q, pages in random order; beyond a request all is NaN, and unused table entries name a NaN page."
     g = torch.Generator('cuda').manual_seed(seed)
     need = [-(-n//64) for n in lengths]
     cache = pages(kind, sum(need)+1, g, growing, uneven)
@@ -49,7 +51,8 @@ def inputs(kind, lengths, H, seed=0, loud=1., uneven=0., growing=0.):
             for t in cache: spoil(t, (table[b, p-1].long(), slice(n % 64, None)))
     q = torch.randn(len(lengths), H, 576, device='cuda', generator=g)*loud
     if uneven: q[..., 128:256] = 0
-    return q.bfloat16(), cache[0] if kind == 'bf16' else cache, table, torch.tensor(lengths, dtype=torch.int32, device='cuda')
+    cache = cache[0] if kind == 'bf16' else cache
+    return q.bfloat16(), cache, table, torch.tensor(lengths, dtype=torch.int32, device='cuda')
 
 
 def dense(cache, rows):
@@ -61,7 +64,8 @@ def dense(cache, rows):
 
 
 def reference(q, cache, table, lengths):
-    out, lse = q.new_zeros(*q.shape[:2], 512, dtype=torch.float64), q.new_full(q.shape[:2], -torch.inf, dtype=torch.float64)
+    out = q.new_zeros(*q.shape[:2], 512, dtype=torch.float64)
+    lse = q.new_full(q.shape[:2], -torch.inf, dtype=torch.float64)
     for b, n in enumerate(lengths.tolist()):
         if not n: continue
         k = dense(cache, table[b, :-(-n//64)].long())[:n]
@@ -82,30 +86,34 @@ def check(name, kind, lengths, H=16, defines={}, **kw):
     parts = lambda t: t.double().view(-1, 4, 128).norm(dim=(0, 2))
     error = (parts(out-want)/parts(want).clamp_min(1e-30)).max().item()
     error_lse = (lse.double()-want_lse)[live].abs().max().item() if live.any() else 0.
-    ok = error < 4e-3 and error_lse < 1e-3 and bool((lse[~live] == -torch.inf).all()) and bool((out[~live] == 0).all())
-    print(f'{"ok " if ok else "BAD"} {kind} {name}: out {error:.2e}, lse {error_lse:.1e}', flush=True)
+    empty = bool((lse[~live] == -torch.inf).all() and (out[~live] == 0).all())
+    ok = error < 4e-3 and error_lse < 1e-3 and empty
+    word = 'ok ' if ok else 'BAD'
+    print(f'{word} {kind} {name}: out {error:.2e}, lse {error_lse:.1e}', flush=True)
     return ok
 
 
 def checks(kind, defines, small=False):
     g, ok = torch.Generator().manual_seed(1), True
     if small: return check('small, for compute-sanitizer', kind, [1, 129, 200], 3, defines)
-    for n in (1, 63, 64, 65, 129, 4097): ok &= check(f'one request, {n} tokens', kind, [n], defines=defines)
+    for n in (1, 63, 64, 65, 129, 4097): ok &= check(f'{n} tokens', kind, [n], defines=defines)
     if not ok: return ok
     for H in (1, 3, 8): ok &= check(f'H={H}', kind, [700, 64, 3000], H, defines)
-    ok &= check('ragged', kind, torch.randint(1, 3000, (32,), generator=g).tolist(), defines=defines)
+    some = lambda top, n: torch.randint(1, top, (n,), generator=g).tolist()
+    ok &= check('ragged', kind, some(3000, 32), defines=defines)
     ok &= check('very unequal', kind, [20000, 1, 0, 64, 5, 300, 0], defines=defines)
-    ok &= check('128 requests', kind, torch.randint(1, 700, (128,), generator=g).tolist(), defines=defines)
+    ok &= check('128 requests', kind, some(700, 128), defines=defines)
     ok &= check('nothing at all', kind, [0, 0], defines=defines)
     ok &= check('loud', kind, [1000, 2000, 3000], defines=defines, loud=5.)
     ok &= check('very loud', kind, [1000, 2000, 3000], defines=defines, loud=30.)
     ok &= check('growing', kind, [1000, 2000, 30000], defines=defines, growing=4.)
-    if kind == 'fp8': ok &= check('uneven scales', kind, [1000, 2000, 3000], defines=defines, uneven=25., loud=3.)
+    if kind == 'fp8':
+        ok &= check('uneven scales', kind, [1000, 2000, 3000], 16, defines, uneven=25., loud=3.)
     return ok
 
 
 def timed(kind, B, L, H=16, only_split=False, overhead=OVERHEAD, **defines):
-    "Median microseconds of one call (split and combine) in a replayed graph, inputs rotated through 240 MB and more."
+    "Median microseconds of a call (split and combine), graph replays, inputs rotated through 240 MB."
     each = B*L*BYTES[kind]
     sets = max(2, min(64, -(-240_000_000//each)))
     xs = [inputs(kind, [L]*B, H, seed=i) for i in range(sets)]
@@ -132,13 +140,15 @@ def timed(kind, B, L, H=16, only_split=False, overhead=OVERHEAD, **defines):
 def main():
     a = argparse.ArgumentParser()
     a.add_argument('--check', action='store_true'); a.add_argument('--time', action='store_true')
-    a.add_argument('--small', action='store_true', help='one small check only, for compute-sanitizer')
+    a.add_argument('--small', action='store_true', help='one check, for compute-sanitizer')
     a.add_argument('--split', action='store_true', help='time the split kernel alone, too')
     a.add_argument('--only', default='bf16,fp8'); a.add_argument('--variants', default='')
-    a.add_argument('--shapes', default=','.join(f'{B}x{L}' for B in (1, 32, 128) for L in (1024, 4096, 8192, 32768)))
+    shapes = [f'{B}x{L}' for B in (1, 32, 128) for L in (1024, 4096, 8192, 32768)]
+    a.add_argument('--shapes', default=','.join(shapes))
     a.add_argument('--out')
     a = a.parse_args()
-    variants = [{k: int(v) if v.isdigit() else v for k, v in (kv.split('=') for kv in s.split(',') if kv)} for s in a.variants.split(';')]
+    pairs = lambda s: (kv.split('=') for kv in s.split(',') if kv)
+    variants = [{k: int(v) for k, v in pairs(s)} for s in a.variants.split(';')]
     ok, rows = {}, []
     for kind in a.only.split(','):
         for v in variants:
@@ -152,11 +162,13 @@ def main():
                     row = dict(heads=16, cache=kind, batch=B, length=L, us=us, gbps=gb, **v)
                     if a.split: row['split_us'] = timed(kind, B, L, only_split=True, **v)[0]
                     rows.append(row)
-                    print(f'h16 {kind} b{B} L{L}: {us:.1f} us {gb:.0f} GB/s {row.get("split_us", 0):.1f} {v or ""}', flush=True)
+                    alone = f'split alone {row["split_us"]:.1f} us' if a.split else ''
+                    print(f'h16 {kind} b{B} L{L}: {us:.1f} us {gb:.0f} GB/s {alone} {v or ""}', flush=True)
                     torch.cuda.empty_cache()
     if a.out:
-        about = dict(hardware(), gpu=torch.cuda.get_device_name(), torch=torch.__version__, cuda=torch.version.cuda)
-        with open(a.out, 'w') as f: json.dump(dict(about=about, rows=rows), f, indent=1, default=str)
+        about = dict(hardware(), gpu=torch.cuda.get_device_name(), cuda=torch.version.cuda)
+        text = json.dumps(dict(about=about, rows=rows), indent=1, default=str)
+        with open(a.out, 'w') as f: f.write(text)
     sys.exit(not all(ok.values()))
 
 
