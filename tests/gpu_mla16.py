@@ -36,7 +36,7 @@ def spoil(t, where):
 
 
 def inputs(kind, lengths, H, seed=0, loud=1., uneven=0., growing=0.):
-    "Random q, pages in random order; beyond a request all is NaN, and unused table entries name a NaN page."
+    "Random q, pages in random order; NaN beyond each request and in the page unused entries name."
     g = torch.Generator('cuda').manual_seed(seed)
     need = [-(-n//64) for n in lengths]
     cache = pages(kind, sum(need)+1, g, growing, uneven)
@@ -113,7 +113,7 @@ def checks(kind, defines, small=False):
 
 
 def timed(kind, B, L, H=16, only_split=False, overhead=OVERHEAD, **defines):
-    "Median microseconds of a call (split and combine), graph replays, inputs rotated through 240 MB."
+    "Median microseconds of a call (split and combine): graph replays, cold L2."
     each = B*L*BYTES[kind]
     sets = max(2, min(64, -(-240_000_000//each)))
     xs = [inputs(kind, [L]*B, H, seed=i) for i in range(sets)]
@@ -163,7 +163,7 @@ def main():
                     if a.split: row['split_us'] = timed(kind, B, L, only_split=True, **v)[0]
                     rows.append(row)
                     alone = f'split alone {row["split_us"]:.1f} us' if a.split else ''
-                    print(f'h16 {kind} b{B} L{L}: {us:.1f} us {gb:.0f} GB/s {alone} {v or ""}', flush=True)
+                    print(f'h16 {kind} b{B} L{L}: {us:.1f} us {gb:.0f} GB/s', alone, v or '', flush=True)
                     torch.cuda.empty_cache()
     if a.out:
         about = dict(hardware(), gpu=torch.cuda.get_device_name(), cuda=torch.version.cuda)
