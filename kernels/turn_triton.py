@@ -16,8 +16,8 @@ import triton.language as tl
 from r1nb.kernels.quantize_triton import codes, magnitude, scale_of
 
 
-@triton.jit
-def turn_tiles(x, s_in, q, s_out, M, K, P, C, POW2: tl.constexpr, ROWS: tl.constexpr,
+@triton.jit(do_not_specialize=['M', 'in_m', 'in_k', 'out_k', 'out_m'])
+def turn_tiles(x, s_in, q, s_out, M, K, P, in_m, in_k, out_k, out_m, POW2: tl.constexpr, ROWS: tl.constexpr,
                SCALED: tl.constexpr):
     m = (tl.program_id(0)*128 + tl.arange(0, 128)).to(tl.int64)
     k = (tl.program_id(1)*128 + tl.arange(0, 128)).to(tl.int64)
@@ -27,7 +27,7 @@ def turn_tiles(x, s_in, q, s_out, M, K, P, C, POW2: tl.constexpr, ROWS: tl.const
         tl.store(q + at, tl.trans(v), (k < K)[:, None])
     else:
         if SCALED:
-            s = tl.load(s_in + m*C + tl.program_id(1), m < M, 0.)
+            s = tl.load(s_in + m*in_m + tl.program_id(1)*in_k, m < M, 0.)
             v = v.to(tl.float8e4nv, bitcast=True).to(tl.float32)*s[:, None]
         else:
             v = v.to(tl.float32)
@@ -36,24 +36,26 @@ def turn_tiles(x, s_in, q, s_out, M, K, P, C, POW2: tl.constexpr, ROWS: tl.const
             top = tl.zeros_like(top) + tl.max(top, 0)
         s, r, finite = scale_of(top, POW2)
         tl.store(q + at, tl.trans(codes(v, r[None, :], finite[None, :])), (k < K)[:, None])
-        blocks = P//128
         if ROWS == 1:
-            tl.store(s_out + k*blocks + tl.program_id(0), s, k < K)
+            tl.store(s_out + k*out_k + tl.program_id(0)*out_m, s, k < K)
         else:
-            tl.store(s_out + tl.program_id(1)*blocks + tl.program_id(0), tl.max(s, 0))
+            tl.store(s_out + tl.program_id(1)*out_k + tl.program_id(0)*out_m, tl.max(s, 0))
 
 
 def turn(
     x,               # [M,K] bf16, fp32 or float8_e4m3fn, contiguous, on the GPU
-    scale=None,      # fp32 [M,K/128], with FP8 only
+    scale=None,      # fp32 [M,K/128], any strides, with FP8 only
     rows:int=1,      # 1, 128, or 0: codes only
     pow2:bool=False, # scales rounded up to powers of two
 ):                   # codes [K,M up to 128], scales fp32 [K/rows,M/128], or None for rows 0
     "Transposed codes, and scales along the new rows."
     (M, K), fp8 = x.shape, x.element_size() == 1
-    P, C = triton.cdiv(M, 128)*128, triton.cdiv(K, 128)
+    P, C, none = triton.cdiv(M, 128)*128, triton.cdiv(K, 128), (0, 0)
     q = torch.empty(K, P, dtype=torch.float8_e4m3fn, device=x.device)
-    s = torch.empty(K if rows == 1 else C, P//128, device=x.device) if rows else None
+    s = None
+    if rows == 1: s = torch.empty(P//128, triton.cdiv(K, 4)*4, device=x.device).t()[:K]
+    if rows == 128: s = torch.empty(C, P//128, device=x.device)
+    strides = *(none if scale is None else scale.stride()), *(none if s is None else s.stride())
     args = x.view(torch.uint8) if fp8 else x, scale, q.view(torch.uint8), s
-    turn_tiles[(P//128, C)](*args, M, K, P, C, pow2, rows, scale is not None, num_warps=8)
+    turn_tiles[(P//128, C)](*args, M, K, P, *strides, pow2, rows, scale is not None, num_warps=8)
     return q, s

@@ -6,8 +6,8 @@
 __all__ = ['CHOICES', 'SWITCHED', 'STATE', 'Recipe', 'product', 'weight_gradient', 'fp8_linear', 'Fp8Linear', 'TrainableExperts',
            'enable', 'disable', 'layer_costs', 'layers_of', 'predicted_seconds', 'memory']
 
-# %% ../nbs/26_fp8_training.ipynb #c6f0c1f6
-from dataclasses import dataclass
+# %% ../nbs/26_fp8_training.ipynb #6c2d7a6e
+from dataclasses import dataclass, replace
 from importlib import import_module
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from .fp8 import BLOCK, KEPT, block_scale, dequantize, quantize, quantize_weight
 from .moe import Experts
 from .roofline import Cost, matmul, predict, stream
 
-# %% ../nbs/26_fp8_training.ipynb #9be16384
+# %% ../nbs/26_fp8_training.ipynb #9e9b5162
 @dataclass(frozen=True)
 class Recipe:
     "How a layer computes in eight bits (DeepSeek-V3, section 3.3)."
@@ -29,17 +29,16 @@ class Recipe:
         for name, known in CHOICES.items():
             v = getattr(self, name)
             require(v in known, f'{name}={v!r:.40}: choose from {", ".join(map(repr, known))}')
-        require(self.impl == 'ref' or self.wgrad != 'row', "wgrad='row' with impl='cuda': gemm.cu "
-                "has one scale for 128 rows of its right factor, choose 'block' or 'plain'")
         require(self.impl == 'ref' or self.scaling == 'fine', "scaling='tensor': impl='ref' only")
 
 CHOICES = dict(impl=('ref', 'cuda'), wgrad=('row', 'block', 'plain'), scaling=('fine', 'tensor'))
 
-# %% ../nbs/26_fp8_training.ipynb #0389a749
+# %% ../nbs/26_fp8_training.ipynb #f6a052cb
 def _scaled(x, rows, r, pow2=False):
     "Codes and scales of [M,K]; `rows` 1 or 128 share a scale, over 128 of K."
     if r.scaling == 'fine':
-        return quantize(x, r.impl, pow2) if rows == 1 else quantize_weight(x, r.impl, pow2)
+        if rows > 1: return quantize_weight(x, r.impl, pow2)
+        return quantize(x, r.impl, pow2, mn_major=r.impl == 'cuda')
     s = block_scale(x.float().abs().amax(), pow2)
     return to_codes(x.float(), s), s.expand(-(-x.shape[0]//rows), -(-x.shape[1]//BLOCK))
 
@@ -50,7 +49,7 @@ def _turned(x, scale, rows, r, pow2=False):
     if scale is not None: x = dequantize(x, scale.contiguous())
     return _scaled(x.t().contiguous(), rows, r, pow2)
 
-# %% ../nbs/26_fp8_training.ipynb #86736f91
+# %% ../nbs/26_fp8_training.ipynb #5897088a
 def product(
     a:tuple,           # codes [M,K], scales [M,K/128]
     b:tuple,           # codes [N,K], scales [N,K/128] or [N/128,K/128]
@@ -58,14 +57,20 @@ def product(
     impl:str='ref',    # as in `Recipe`
 )->Tensor:             # [M,N]
     "a bᵀ of FP8 codes: 128 terms at a time, each partial sum scaled and added up in fp32."
-    if impl == 'cuda': return import_module('r1nb.kernels.gemm').gemm(*a, *b, dtype)
     (x, sx), (y, sy) = a, b
+    if impl == 'cuda' and len(sy) == len(y) > 1: return _cublas(x, sx, y, sy, dtype)
+    if impl == 'cuda': return import_module('r1nb.kernels.gemm').gemm(x, sx, y, sy, dtype)
     if len(sy) != len(y): sy = sy.repeat_interleave(BLOCK, 0)[:len(y)]
-    out = x.new_zeros(len(x), len(y), dtype=torch.float32)
+    x, y, out = x.float(), y.float(), torch.zeros(len(x), len(y), device=x.device)
     for c in range(sx.shape[1]):
         k = slice(c*BLOCK, (c + 1)*BLOCK)
-        out += x[:, k].float() @ y[:, k].float().t()*sx[:, c, None]*sy[:, c]
+        out += x[:, k] @ y[:, k].t()*sx[:, c, None]*sy[:, c]
     return out.to(dtype)
+
+def _cublas(x, sx, y, sy, dtype):   # scales of both by rows: what gemm.cu does not have
+    by = F.ScalingType.BlockWise1x128
+    by_columns = lambda s: s.t().contiguous()
+    return F.scaled_mm(x, y.t(), by_columns(sx).t(), by, by_columns(sy), by, output_dtype=dtype)
 
 # %% ../nbs/26_fp8_training.ipynb #e721cbe0
 class _Fp8(torch.autograd.Function):
@@ -87,7 +92,7 @@ class _Fp8(torch.autograd.Function):
             dw = weight_gradient(dy, x, sx, r).to(ctx.types[1])
         return dx, dw, None, None
 
-# %% ../nbs/26_fp8_training.ipynb #68e38a94
+# %% ../nbs/26_fp8_training.ipynb #e3ff3c63
 def weight_gradient(
     dy:Tensor,     # [T,O]
     x:Tensor,      # [T,I] codes, or plain numbers
@@ -111,8 +116,10 @@ def fp8_linear(
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     require(dtype in (torch.bfloat16, torch.float32), f'{dtype}: FP8 layers read and write '
             'bfloat16 or float32')
+    pick = import_module('r1nb.kernels.jit').pick
     require(r.impl == 'ref' or not (w.shape[0] % 16 or w.shape[1] % 16), f'a weight '
             f'{tuple(w.shape)}: gemm.cu wants multiples of 16, choose impl="ref"')
+    if r.impl == 'cuda': r = replace(r, impl=pick('cuda', x.device, ('cuda', 'ref')))
     flat = x.reshape(-1, x.shape[-1])
     if not len(flat): return F.linear(x, w.to(x.dtype)).to(dtype)
     return _Fp8.apply(flat, w, r, dtype).view(*x.shape[:-1], len(w))
@@ -189,7 +196,7 @@ def predicted_seconds(
     "Each operation at its own ceiling, one after the other."
     return sum(predict(c, ceilings) for O, I in shapes for c in layer_costs(T, O, I, fp8))
 
-# %% ../nbs/26_fp8_training.ipynb #fa86bd74
+# %% ../nbs/26_fp8_training.ipynb #72a39da4
 STATE = dict(master=4, moments=8)   # bytes a parameter; V3 keeps moments in bf16: 4
 
 def _saved(D, I, T, fp8):   # bytes a SwiGLU keeps for its way back: weights, then activations
@@ -210,7 +217,7 @@ def memory(
     out |= dict(copies=layers*copies, activations=layers*acts, gradient=4*n*layers)
     live = sum(out[k] for k in ('master', 'moments', 'copies', 'activations'))
     # one matrix on its way back: its input's gradient, and what is turned or cast for it
-    out['working'] = working = D*I*(1 if fp8 else 2) + T*(2*D + (2*I + I + D if fp8 else 2*I))
+    out['working'] = working = D*I*(1 if fp8 else 2) + T*(2*D + 6*I + fp8*(D + I))
     tops = [live + working]
     for _ in range(layers):
         live += 4*n - copies - acts
