@@ -16,12 +16,12 @@ from .fp8 import quantize, quantize_weight
 from .gemm import check_factors, kernels, matmul_blocks
 from .moe import Experts, MoE
 
-# %% ../nbs/25_grouped_gemm.ipynb #681fd8bd
+# %% ../nbs/25_grouped_gemm.ipynb #e41d4ff1
 class Rows(NamedTuple):
     "Tokens in the order of the experts that will read them."
     x:Tensor           # contiguous: [M,D]; masked: [E,N,D]; zeros where nobody is
     place:Tensor       # [N,k] int64, the row of each token's j-th choice (masked: e·N + row)
-    groups:Tensor      # int32. contiguous: [M/128] expert of each 128 rows, -1 nobody's; masked: [E]
+    groups:Tensor      # int32: [M/128] expert of each 128 rows, -1 nobody's; masked: as counts
     counts:Tensor      # [E] int32, rows of each expert
 
 def places(
@@ -64,7 +64,7 @@ def permute(
     whose = torch.searchsorted(end, block, right=True)
     return Rows(out, place, whose.where(whose < E, -1).int(), counts.int())
 
-# %% ../nbs/25_grouped_gemm.ipynb #b9d98c59
+# %% ../nbs/25_grouped_gemm.ipynb #c5496863
 def unpermute(
     y:Tensor,          # rows as `permute` laid them out, [...,D]
     place:Tensor,      # [N,k] of the same Rows
@@ -72,11 +72,11 @@ def unpermute(
 )->Tensor:             # [N,D]
     "Fetch every token's k rows and add them up, in the order of the experts."
     order = place.argsort(1)
-    rows = y.flatten(0, -2)[place.gather(1, order).t()]             # [k,N,D]
-    if gate is not None: rows = rows*gate.gather(1, order).t()[..., None].to(y.dtype)
+    rows = y.flatten(0, -2)[place.gather(1, order).t()].float()     # [k,N,D]
+    if gate is not None: rows = rows*gate.gather(1, order).t()[..., None]
     total = torch.zeros_like(rows[0])
-    for row in rows: total = total + row
-    return total
+    for row in rows: total = total + row                            # fp32, one after another
+    return total.to(y.dtype)
 
 # %% ../nbs/25_grouped_gemm.ipynb #b5b30971
 def grouped_ref(
@@ -122,7 +122,7 @@ def grouped_matmul(
     run = k.masked if masked else k.contiguous
     return run(a.contiguous(), a_scale, b.contiguous(), b_scale, groups, out_dtype)
 
-# %% ../nbs/25_grouped_gemm.ipynb #a21f7e8b
+# %% ../nbs/25_grouped_gemm.ipynb #0f8b2a04
 def quantize_experts(
     w:Tensor,          # [E,N,K] stacked matrices
     impl:str|None=None,# as in `r1nb.fp8.quantize`
@@ -150,7 +150,8 @@ class Fp8Experts:
                 'FP8 experts have no backward pass: use torch.no_grad(), or impl="ref" to train')
         own = experts.gate_up_proj, experts.down_proj
         seen = [(w.data_ptr(), w._version) for w in own]
-        if seen != self.seen: self.seen, self.weights = seen, [quantize_experts(w, self.impl) for w in own]
+        if seen != self.seen:                # once, and again when training has changed them
+            self.seen, self.weights = seen, [quantize_experts(w, self.impl) for w in own]
         return run_experts(x, gate, idx, len(own[0]), self.layout, *map(self.product, self.weights))
 
     def product(self, w):

@@ -1,4 +1,4 @@
-"""The FP8 products on a GPU: every implementation right, odd shapes, the layer of experts. Writes gemm_check.json.
+"""The FP8 products on a GPU: every implementation, odd shapes, experts. Writes gemm_check.json.
 
 python tests/gpu_gemm.py [FOLDER]      (about half a minute on an H200, most of it compilers)
 """
@@ -36,7 +36,7 @@ def dirty(*shapes):
         for dt in (BF, FP): poison(torch.empty(s, dtype=dt, device=DEV))
 
 def dense():
-    "Both kernels against fp64, bf16 and fp32 out. Promotion: 2^-13 of the largest term of 128, not of the sum."
+    "Both kernels against fp64; in fp32 the 14 bits of the tensor core show, over 128 terms."
     rows = []
     for M, N, K in SHAPES + ODD_K:
         for positive in (False, True):
@@ -45,9 +45,11 @@ def dense():
                 for dt, most in ((FP, 2e-3), (BF, 5e-3)):
                     dirty((M, N), (1, M, N))
                     e = error(matmul(*f, dt, impl), want)
-                    rows.append(dict(M=M, N=N, K=K, impl=impl, out=str(dt)[6:], positive=positive, error=e))
+                    rows.append(dict(M=M, N=N, K=K, impl=impl, out=str(dt)[6:],
+                                     positive=positive, error=e))
                     assert e < most, rows[-1]
-        say('dense', (M, N, K), *(f"{r['impl']} {r['out'][:2]} {r['error']:.1e}" for r in rows[-8:]))
+        last = [f"{r['impl']} {r['out'][:2]} {r['error']:.1e}" for r in rows[-8:]]
+        say('dense', (M, N, K), *last)
     f = factors(5, 7, 130)
     try: matmul(*f, BF, 'cuda'); raise AssertionError('K=130 was not refused')
     except R1Error as e: say(e)
@@ -70,7 +72,8 @@ def bits():
         total = (total + scale.double()*part.double()).float().double()   # one fused multiply-add
     tile = cuda.Tile(64, 64, FLOAT=1)
     d = torch.empty(1, M, N, device=DEV)
-    got = cuda.launch(tile, f[0][None], cuda.aligned(f[1].t())[None], f[2][None], cuda.aligned(f[3])[None], d)
+    scales = cuda.aligned(f[1].t())[None], cuda.aligned(f[3])[None]
+    got = cuda.launch(tile, f[0][None], scales[0], f[2][None], scales[1], d)
     same = (got[0].cpu() == total.float()).double().mean().item()
     tri = (matmul(*f, FP, 'triton').cpu() == total.float()).double().mean().item()
     say(f'bits as emulated: cuda {same:.2%}, triton {tri:.2%}')
@@ -88,10 +91,12 @@ def grouped():
         got = grouped_matmul(*a, *b, groups, 'contiguous', FP, impl)
         for g, e in enumerate(groups.tolist()):
             cut = slice(128*g, 128*g + 128)
-            if e >= 0: out.append(error(got[cut], exact(a[0][cut], a[1][cut], b[0][e], b[1][e])))
+            if e < 0: continue
+            out.append(error(got[cut], exact(a[0][cut], a[1][cut], b[0][e], b[1][e])))
         got = grouped_matmul(*apart, *b, rows, 'masked', FP, impl)
         for e, n in enumerate(rows.tolist()):
-            if n: out.append(error(got[e, :n], exact(apart[0][e, :n], apart[1][e, :n], b[0][e], b[1][e])))
+            want = exact(apart[0][e, :n], apart[1][e, :n], b[0][e], b[1][e])
+            if n: out.append(error(got[e, :n], want))
         assert max(out) < 2e-3, (impl, out)
     say(f'grouped: worst {max(out):.1e}')
     return max(out)
@@ -100,7 +105,7 @@ def grouped():
 def layer():
     "Room 11's layer in FP8: the GPU's kernels, in a CUDA graph too, against the CPU's reference."
     torch.manual_seed(1)
-    c = MoEConfig(hidden_size=512, moe_intermediate_size=256, n_routed_experts=8, num_experts_per_tok=3)
+    c = MoEConfig(hidden_size=512, moe_intermediate_size=256, num_experts_per_tok=3)
     moe, x = MoE(c).eval(), torch.randn(1, 61, 512)
     for p in moe.parameters(): torch.nn.init.normal_(p, std=.05)
     plain = moe(x)
@@ -121,7 +126,8 @@ def layer():
     return out
 
 @triton.jit
-def scalar_scales(a, sa, b, sb, d, M, N, K, C, BM: tl.constexpr, BN: tl.constexpr, SCALAR: tl.constexpr):
+def scalar_scales(a, sa, b, sb, d, M, N, K, C, BM: tl.constexpr, BN: tl.constexpr,
+                  SCALAR: tl.constexpr):
     "Whole tiles only: what gemm_triton does, with B's scale as one scalar or as a vector."
     om, on = tl.program_id(0)*BM + tl.arange(0, BM), tl.program_id(1)*BN + tl.arange(0, BN)
     ok = tl.arange(0, 128)
@@ -135,7 +141,7 @@ def scalar_scales(a, sa, b, sb, d, M, N, K, C, BM: tl.constexpr, BN: tl.constexp
     tl.store(d + om[:, None]*N + on[None, :], sum)
 
 def race():
-    "Does a scalar load of B's scales go wrong at three stages or more? How many outputs differ from fp64."
+    "Does a scalar load of B's scales go wrong at three stages or more? Counts wrong outputs."
     M = N = K = 2048
     f, out = factors(M, N, K), {}
     want = exact(*f)
@@ -144,7 +150,8 @@ def race():
             d = torch.empty(M, N, device=DEV); bad = 0
             for _ in range(20):
                 poison(d)
-                scalar_scales[(M//128, N//128)](*f, d, M, N, K, K//128, 128, 128, scalar, num_warps=8, num_stages=stages)
+                scalar_scales[(M//128, N//128)](*f, d, M, N, K, K//128, 128, 128, scalar,
+                                                num_warps=8, num_stages=stages)
                 far = (d - want).abs() > 1e-2*want.abs().amax(1, keepdim=True)
                 bad += (far | d.isnan()).sum().item()
             out[f'{"scalar" if scalar else "vector"} {stages}'] = bad
@@ -168,8 +175,10 @@ def compile_one(x): jit.cubin('gemm.cu', 'sm_90a', x)
 def prepare():
     "All the CUDA kernels at once, on as many cores as there are."
     FLOATS = lambda N: (1, 2 if N % 8 else 0)
-    todo = [dict(cuda.choose(M, N, K, fl).defines(), STEPS=-(-K//128)) for M, N, K in SHAPES for fl in FLOATS(N)]
-    todo += [dict(cuda.Tile(64, 64, FLOAT=1).defines(), STEPS=3), *(dict(t.defines(), STEPS=k) for k in (2, 4)
+    todo = [dict(cuda.choose(M, N, K, fl).defines(), STEPS=-(-K//128))
+            for M, N, K in SHAPES for fl in FLOATS(N)]
+    todo += [dict(cuda.Tile(64, 64, FLOAT=1).defines(), STEPS=3)]
+    todo += [*(dict(t.defines(), STEPS=k) for k in (2, 4)
               for t in (cuda.Tile(128, 192, 2, 1, 16, 1, 1), cuda.Tile(64, 128, 1, 0, 64, 1, 2)))]
     todo += [dict(cuda.choose(M, 4096, 7168).defines(), STEPS=56) for M in (64, 4096)]
     with ProcessPoolExecutor(14) as pool: list(pool.map(compile_one, todo))
@@ -178,6 +187,7 @@ if __name__ == '__main__':
     prepare(); say('compiled')
     torch.manual_seed(0)
     with torch.no_grad():
-        found = dict(dense=dense(), bits=bits(), grouped=grouped(), layer=layer(), race=race(), speed=speed())
+        found = dict(dense=dense(), bits=bits(), grouped=grouped(), layer=layer())
+        found |= dict(race=race(), speed=speed())
     if len(sys.argv) > 1: record(Path(sys.argv[1])/'gemm_check.json', **found)
     say('done')
