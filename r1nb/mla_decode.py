@@ -140,7 +140,7 @@ def plan(
     segments += [(0, 0, 0, -1)]*(workers+len(sizes)-len(segments))
     return Plan(*(torch.tensor(t, dtype=torch.int32) for t in (first, segments, splits)))
 
-# %% ../nbs/24_mla_decode.ipynb #67b74097
+# %% ../nbs/24_mla_decode.ipynb #9e57fc6d
 def _check(q, cache, page_table, lengths, scale):
     stored = cache if isinstance(cache, tuple) else (cache,)
     shapes = [tuple(t.shape[1:]) for t in stored]
@@ -149,6 +149,8 @@ def _check(q, cache, page_table, lengths, scale):
             ([(64, 512), (64, 4), (64, 64)], ['float8_e4m3fn', 'float32', 'bfloat16']))
     require((shapes, types) in good, f'a cache of {types} pages {shapes}: use bf16 (pages,64,576), '
             'or FP8 latent (pages,64,512), fp32 scale (pages,64,4) and bf16 rope (pages,64,64)')
+    require(all(t.is_contiguous() for t in stored),
+            f'cache strides {[t.stride() for t in stored]}: call .contiguous() on each once')
     require(q.ndim == 3 and q.shape[-1] == 576 and q.dtype == torch.bfloat16,
             f'q is {q.dtype} {tuple(q.shape)}: use bf16 [B,H,576], 512 latent columns, 64 of rope')
     B, places = len(q), page_table.shape[-1]*64
@@ -162,7 +164,7 @@ def _check(q, cache, page_table, lengths, scale):
     require(0 <= min(n, default=0) and max(n, default=0) <= places,
             f'lengths {n!s:.60} for a page table of {places} tokens a row: widen the table')
 
-# %% ../nbs/24_mla_decode.ipynb #6fd19254
+# %% ../nbs/24_mla_decode.ipynb #3faaf5fb
 def decode(
     q:Tensor,           # [B,H,576] bf16: absorbed queries, 512 latent columns then 64 of rope
     cache,              # bf16 (pages,64,576); FP8: a tuple latent (pages,64,512), scale, rope
@@ -175,10 +177,10 @@ def decode(
     "One new token a request, over a paged latent cache (DeepSeek-V2, arXiv:2405.04434)."
     _check(q, cache, page_table, lengths, scale)
     if impl != 'ref': impl = import_module('r1nb.kernels.jit').pick(impl, q.device)
-    x, H = (cache, page_table, lengths, scale), q.shape[1]
-    if impl == 'ref': return _reference(q, *x)
+    if impl == 'ref': return _reference(q, cache, page_table, lengths, scale)
+    H, q, x = q.shape[1], q.contiguous(), (cache, page_table.contiguous(), lengths, scale)
     if impl == 'triton': return import_module('r1nb.kernels.mla_decode_triton').decode(q, *x, plan)
     if H <= 16: return import_module('r1nb.kernels.mla_decode16').decode16(q, *x, plan)
-    q = F.pad(q, (0, 0, 0, -H % 64)).contiguous()
+    q = F.pad(q, (0, 0, 0, -H % 64))
     out, lse = import_module('r1nb.kernels.mla_decode').decode64(q, *x, plan)
     return out[:, :H], lse[:, :H]

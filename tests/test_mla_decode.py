@@ -100,7 +100,9 @@ def test_a_plan_is_balanced():
     dict(cache=(torch.zeros(3, 64, 512),)*3), dict(q=torch.zeros(1, 4, 512).bfloat16()),
     dict(q=torch.zeros(1, 4, 576)), dict(page_table=torch.zeros(1, 4)),
     dict(lengths=torch.zeros(2, dtype=torch.int32)),
-    dict(scale=0.), dict(scale=float('nan')), dict(lengths=torch.tensor([400], dtype=torch.int32)),
+    dict(cache=torch.zeros(6, 64, 576).bfloat16()[::2]),
+    dict(scale=0.), dict(scale=float('nan')),
+    dict(lengths=torch.tensor([400], dtype=torch.int32)),
     dict(impl='metal')])
 def test_refusals_are_one_line(change):
     q, cache, table, n, _ = paged([65])
