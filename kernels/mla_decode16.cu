@@ -476,8 +476,8 @@ template <bool FP8> DEVICE void attend(const Work& work, const Share& share, u8*
         #pragma unroll
         for (int e = 0; e < 8; e++) x[e] *= c[head_of(e)];
         const int valid = seg.z - seg.y - n * TOKENS;
+        named_barrier(1 + group, 128);          // every warp has read this page's K and the last P
         if (valid < TOKENS) end_of_request<FP8>(x, w, base, place, valid, warp);
-        named_barrier(1 + group, 128);          // no warp's wgmma reads the last page's P any more
         if (named_any(1 + group, 128, weigh(p, st, x, w, p_row) > LIMIT)) {
           renew(st, x, w, exchange, group);
           weigh(p, st, x, w, p_row);
