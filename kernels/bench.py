@@ -143,12 +143,19 @@ def gemm(a):
                              error=error(ours.gemm(*inputs[0], BF16), exact(*inputs[0]))))
             print(f'{M:5} {N:6} {K:6} ' + '  '.join(f'{k} {1e6*s:7.1f} us' for k, s in t.items()),
                   flush=True)
-    for M in a.rows:
-        for peer in [k for k in PEERS if k in rows[0]['seconds']]:
-            ratio = [r['seconds'][peer]/r['seconds']['ours'] for r in rows if r['M'] == M]
-            mean = math.prod(ratio)**(1/len(ratio))
-            print(f'M={M}: {mean:.3f} times as fast as {peer} (geometric mean)')
+    for line in means(rows): print(line)
     save(a, 'gemm', rows)
+
+
+def means(rows):
+    "How ours compares with each peer at each M, over the shapes where both were timed."
+    for M in dict.fromkeys(r['M'] for r in rows):
+        for peer in PEERS:
+            ratio = [r['seconds'][peer]/r['seconds']['ours'] for r in rows
+                     if r['M'] == M and peer in r['seconds']]
+            if not ratio: continue
+            mean = math.prod(ratio)**(1/len(ratio))
+            yield f'M={M}: {mean:.3f} times as fast as {peer} (geometric mean of {len(ratio)})'
 
 
 def works(fn, x):
@@ -250,7 +257,8 @@ def pages(B, L, fp8, H):
     c = noise(B*n, 64, 576)
     table = torch.randperm(B*n, device='cuda').int().view(B, n)
     if fp8:
-        q, s = quantize(c[..., :512].reshape(-1, 512), impl='cuda')
+        parts = c[..., :512].reshape(-1, 512).split(2**17)     # rows that one launch takes
+        q, s = (torch.cat(x) for x in zip(*(quantize(p.contiguous(), impl='cuda') for p in parts)))
         c = q.view(B*n, 64, 512), s.view(B*n, 64, 4), c[..., 512:].contiguous()
     return noise(B, H, 576), c, table, torch.full((B,), L, dtype=torch.int32, device='cuda')
 
