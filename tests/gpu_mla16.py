@@ -163,7 +163,7 @@ def main():
                     if a.split: row['split_us'] = timed(kind, B, L, only_split=True, **v)[0]
                     rows.append(row)
                     alone = f'split alone {row["split_us"]:.1f} us' if a.split else ''
-                    print(f'{kind} b{B} L{L}: {us:.1f} us {gb:.0f} GB/s', alone, v or '', flush=True)
+                    print(f'{kind} b{B} L{L}: {us:.1f} us, {gb:.0f} GB/s', alone, v or '')
                     torch.cuda.empty_cache()
     if a.out:
         about = dict(hardware(), gpu=torch.cuda.get_device_name(), cuda=torch.version.cuda)
