@@ -7,7 +7,7 @@ well as bf16 (whose own rounding would hide how sums were kept). Then every cont
 the same inputs, as replays of CUDA graphs over more input sets than L2 can hold. Results go to
 one JSON a section, with hardware and versions.
 """
-import argparse, concurrent.futures, itertools, math, multiprocessing, re, sys, time
+import argparse, itertools, math, multiprocessing, re, sys, time
 from pathlib import Path
 import torch
 from r1nb.core import require
@@ -62,9 +62,7 @@ def race(
 
 def compile_all(jobs):
     "Compile (file, macros) on all cores: a check would otherwise wait for one compiler at a time."
-    spawn = multiprocessing.get_context('spawn')
-    with concurrent.futures.ProcessPoolExecutor(mp_context=spawn) as pool:
-        list(pool.map(compiled, jobs))
+    with multiprocessing.get_context('spawn').Pool() as pool: pool.map(compiled, list(jobs))
 
 
 def compiled(job): cubin(job[0], 'sm_90a', job[1])
@@ -316,7 +314,7 @@ def mla(a):
 
 def save(a, name, rows):
     if not a.out: return
-    print('wrote', record(Path(a.out)/f'{name}.json', command=' '.join(sys.argv[1:]), rows=rows))
+    print('wrote', record(Path(a.out)/f'{name}.json', rows=rows))
 
 
 SECTIONS = dict(gemm=gemm, grouped=grouped, quantize=quantise, mla=mla)
