@@ -163,14 +163,14 @@ def plain(
         return out
     return run
 
-# %% ../nbs/25_grouped_gemm.ipynb #511712d7
+# %% ../nbs/25_grouped_gemm.ipynb #c037cd53
 class Fp8Experts:
     "Runs the experts of one layer in FP8: give it to `MoE.impl`."
     def __init__(self,
         layout:str='contiguous', # 'masked': few tokens, and nothing depends on where they go
         impl:str|None=None, # 'ref', 'triton', 'cuda', or None for the fastest here
     ):
-        self.layout, self.impl, self.seen, self.weights = layout, impl, None, None
+        self.layout, self.impl, self.seen = layout, impl, None
 
     def __call__(self,
         experts:Experts, # whose matrices
@@ -178,13 +178,14 @@ class Fp8Experts:
         gate:Tensor,     # [N,k]
         idx:Tensor,      # [N,k]
     )->Tensor:           # [N,D]
-        if not len(x): return x.new_zeros(x.shape)
-        require(not (torch.is_grad_enabled() and x.requires_grad),
-                'FP8 experts have no backward pass: use torch.no_grad(), or impl="ref" to train')
         own = experts.gate_up_proj, experts.down_proj
-        seen = [(w.data_ptr(), w._version) for w in own]
+        require(not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, *own))),
+                'FP8 experts have no backward pass: use torch.no_grad(), or impl="ref" to train')
+        if not len(x): return x.new_zeros(x.shape)
+        seen = [(id(w), w.data_ptr(), w._version) for w in own]
         if seen != self.seen:                # once, and again when training has changed them
-            self.seen, self.weights = seen, [quantize_experts(w, self.impl) for w in own]
+            self.seen, self.own = seen, own  # held, so that nothing else can take their address
+            self.weights = [quantize_experts(w, self.impl) for w in own]
         return run_experts(x, gate, idx, len(own[0]), self.layout, *map(self.product, self.weights))
 
     def product(self, w):
