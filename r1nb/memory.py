@@ -78,7 +78,7 @@ def feed_forward_saved(
                   'expert inputs': k*D*s, 'expert outputs': k*D*s,
                   'gate and up': (k + shared)*2*I*s, 'products': (3*k + 2*shared)*I*s}
 
-# %% ../nbs/53_memory.ipynb #f2395be1
+# %% ../nbs/53_memory.ipynb #408e7327
 def block_saved(
     c:dict,           # like config.json
     dense:bool=False, # its feed-forward is dense
@@ -97,6 +97,7 @@ def layers_of(
     first = c.get('first_k_dense_replace') or 0
     return [not c.get('n_routed_experts') or i < first for i in range(c['num_hidden_layers'])]
 
+# %% ../nbs/53_memory.ipynb #84bc65f6
 def step_saved(
     c:dict,           # like config.json
     B:int,            # windows
@@ -114,7 +115,7 @@ def step_saved(
     out = [('embedding', 8*N)]
     out += [(f'layer {i}', block(d, N)) for i, d in enumerate(layers_of(c))]
     out += [('norm', N*(D*s + D*x + 4)), ('head', (N - B)*D*s), ('loss', head(N - B))]
-    dense = layers_of(c | dict(num_hidden_layers=1000))[c['num_hidden_layers']]
+    dense = layers_of(c | dict(num_hidden_layers=c['num_hidden_layers'] + 1))[-1]
     for k in range(1, 1 + (c.get('num_nextn_predict_layers') or 0)*bool(mtp)):
         n = N - k*B
         into = n*(D*s + 2*(D*x + 4) + 2*D*s) + (N*D*s if k == 1 else 0)  # two norms, side by side
@@ -122,7 +123,7 @@ def step_saved(
                 (f'MTP {k} loss', head(n - B))]
     return out
 
-# %% ../nbs/53_memory.ipynb #fcfbbe75
+# %% ../nbs/53_memory.ipynb #ded00018
 def step_parts(
     c,                    # R1Config
     B:int,                # windows
@@ -150,6 +151,7 @@ def step_parts(
         out.append((what, grads, kept, busy))
     return out
 
+# %% ../nbs/53_memory.ipynb #8cd09b8c
 def timeline(
     c,            # R1Config
     *sizes,       # B, T, s, recompute, as `step_parts` takes them

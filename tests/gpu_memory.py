@@ -1,4 +1,4 @@
-"""Memory of a training step on a GPU: what was predicted, what the allocator saw. Writes memory.json.
+"""Memory of a training step: what was predicted, what a GPU's allocator saw. Writes memory.json.
 
 python tests/gpu_memory.py [FOLDER]      (a quarter of a minute on an H200)
 """
