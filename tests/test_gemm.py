@@ -1,4 +1,4 @@
-"""The block-scaled product over odd shapes, its refusals, its ring of barriers, and what a compiler makes of gemm.cu."""
+"""The block-scaled product: odd shapes, refusals, the ring of barriers; gemm.cu compiled."""
 import importlib.util
 import itertools
 import re
@@ -52,7 +52,7 @@ def test_odd_shapes(M, N, K):
 
 
 def test_each_scale_belongs_to_its_block():
-    "Ones everywhere: an output is the sum over blocks of K of the two scales' product, times terms."
+    "Ones everywhere: an output is a sum over blocks of the two scales times the terms."
     a, b = (torch.ones(n, 300).to(torch.float8_e4m3fn) for n in (2, 200))
     sa, sb = torch.tensor([[1., 2, 4], [8, 16, 32]]), torch.tensor([[1., 10, 100], [3, 30, 300]])
     d = matmul(a, sa, b, sb, FP)
@@ -172,7 +172,8 @@ def test_a_forgotten_arrival_stops_everything(stages, forget):
 
 def test_more_stages_and_groups_never_hurt():
     share = [busy(pipeline(stages=s)) for s in (1, 2, 3, 4, 5)]
-    assert all(b >= a - 1e-9 for a, b in itertools.pairwise(share)) and 0 < share[0] < share[-1] <= 1
+    assert all(b >= a - 1e-9 for a, b in itertools.pairwise(share))
+    assert 0 < share[0] < share[-1] <= 1
     assert busy(pipeline(groups=1, waves=4)) < busy(pipeline(groups=2, waves=2))
 
 
