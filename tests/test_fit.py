@@ -48,8 +48,7 @@ def test_sharing_never_takes_more(data):
     if s.zero < 3: assert size(replace(s, zero=s.zero + 1)) <= size(s)*(1 + 1e-9)
     if 2*s.ep <= s.dp*s.tp: assert size(replace(s, ep=2*s.ep)) <= size(s)*(1 + 1e-9)
     if s.recompute == 'none': assert size(replace(s, recompute='cheap parts')) < size(s)
-    assert per_gpu(C, s, window=8192)['activations'] == pytest.approx(
-        2*per_gpu(C, s)['activations'])
+    assert size(s) < sum(per_gpu(C, s, window=8192).values()) <= 2*size(s)
 
 ALL = list(splits(C, 512, 15360, 8))
 
