@@ -313,8 +313,7 @@ def mla(a):
 # --- the command ---------------------------------------------------------------------------------
 
 def save(a, name, rows):
-    if not a.out: return
-    print('wrote', record(Path(a.out)/f'{name}.json', rows=rows))
+    if a.out: print('wrote', record(Path(a.out)/f'{name}.json', rows=rows))
 
 
 SECTIONS = dict(gemm=gemm, grouped=grouped, quantize=quantise, mla=mla)
