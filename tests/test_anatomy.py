@@ -1,4 +1,4 @@
-"What would bore a reader of room 57: random shapes against built models, hostile configurations."
+"What would bore a reader of room 18: random shapes against built models, hostile configurations."
 import json, re
 from dataclasses import asdict, replace
 import pytest

@@ -1,4 +1,4 @@
-"What would bore a reader of room 54: every size, every time, every list complete and in order."
+"What would bore a reader of room 29: every size, every time, every list complete and in order."
 import pytest
 from hypothesis import given, settings, strategies as st
 from r1nb.bubbles import bubble, dualpipe, held, idle, needs, one_f_one_b, simulate, zb1p

@@ -1,4 +1,4 @@
-"What would bore a reader of rooms 55, 56 and 63: the shape of every row, hostile input, and prose."
+"What would bore a reader of rooms 38, 57 and 63: the shape of every row, hostile input, and prose."
 import copy, importlib, json, math, subprocess, sys
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"What would bore a reader of room 53: odd shapes, to the byte; and that more never takes less."
+"What would bore a reader of room 19: odd shapes, to the byte; and that more never takes less."
 from dataclasses import asdict, replace
 import pytest
 import torch
