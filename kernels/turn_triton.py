@@ -17,8 +17,8 @@ from r1nb.kernels.quantize_triton import codes, magnitude, scale_of
 
 
 @triton.jit(do_not_specialize=['M', 'in_m', 'in_k', 'out_k', 'out_m'])
-def turn_tiles(x, s_in, q, s_out, M, K, P, in_m, in_k, out_k, out_m, POW2: tl.constexpr, ROWS: tl.constexpr,
-               SCALED: tl.constexpr):
+def turn_tiles(x, s_in, q, s_out, M, K, P, in_m, in_k, out_k, out_m, POW2: tl.constexpr,
+               ROWS: tl.constexpr, SCALED: tl.constexpr):
     m = (tl.program_id(0)*128 + tl.arange(0, 128)).to(tl.int64)
     k = (tl.program_id(1)*128 + tl.arange(0, 128)).to(tl.int64)
     v = tl.load(x + m[:, None]*K + k[None, :], (m < M)[:, None] & (k < K)[None, :], 0)

@@ -2,29 +2,33 @@
 
 python tests/fp8_seeds.py --out FILE [--seeds 3] [--steps 100] [--scratch] [--arms fp32 bf16 ...]
 
-Two starts: the shipped student base, which goes on learning from text it has not seen, at a rate
-that falls; or, with --scratch, random weights. Every arm of a seed starts from the same weights and reads the same text in the same order. Planted:
-before each FP8 layer one token is multiplied by 2^17, and divided again behind it, which changes
-nothing in exact arithmetic (a power of two) and is what a rare huge activation does to scales.
+Two starts: the shipped base `nano`, which learns from authors of other habits than those it knows;
+or, with --scratch, random weights. Every arm of a seed starts from the same weights and reads the
+same text in the same order. Planted: before each FP8 layer one token is multiplied by 2^17, and
+divided again behind it, which changes nothing in exact arithmetic (a power of two) and is what a
+rare huge activation does to scales.
 """
 import argparse, json, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
 import r1nb
 from r1nb.core import hardware, mean_ci, write_atomic
-from r1nb.corpus import corpus
+from r1nb.corpus import Habits, corpus
 from r1nb.fp8 import dequantize, quantize_weight
 from r1nb.fp8_training import SWITCHED, Fp8Linear, Recipe, TrainableExperts, enable, fp8_linear
-from r1nb.model import R1Config, R1Model
+from r1nb.model import R1Model
 from r1nb.moe import Experts
-from r1nb.train import adamw, descend, shuffled, text_loss
+from r1nb.train import BASES, adamw, descend, shuffled, text_loss
 
-BASE = Path(r1nb.__file__).parent/'assets'/'nano-student'
-SMALL = R1Config(hidden_size=128, num_hidden_layers=2, intermediate_size=256, n_routed_experts=4,
-                moe_intermediate_size=64, initializer_range=.05)
+BASE = Path(r1nb.__file__).parent/'assets'/'nano'
+SMALL = BASES['nano-student']
 BATCH, T = 8, 128
+HABITS = Habits(guess=0., one_try=.1, quitter=.1, insight=(.5,), slips=((0., 1.),), check=1.,
+                broken=0.)   # diligent and without errors
 
 
 class Bf16Linear(nn.Linear):
@@ -70,10 +74,15 @@ def forget_master(model):
         for p in m.parameters():
             for w in p if p.dim() == 3 else [p]: w.copy_(dequantize(*quantize_weight(w)))
 
-def run(arm, seed, text, fresh, steps, scratch):
+def run(job):
+    arm, seed, steps, scratch = job
+    torch.set_num_threads(1)
+    habits = Habits() if scratch else HABITS
+    text, fresh = (torch.from_numpy(corpus(n, s + seed, habits, shard=n, workers=1))
+                   for n, s in ((8000, 500), (400, 1000)))
     recipe, kinds = ARMS[arm]
     torch.manual_seed(seed)
-    model, lr = (R1Model(SMALL), 3e-3) if scratch else (R1Model.from_pretrained(BASE), 1e-3)
+    model, lr = (R1Model(SMALL), 3e-3) if scratch else (R1Model.from_pretrained(BASE), 3e-4)
     if recipe: become(enable(model, recipe), kinds)
     losses = []
     for _, main, _ in descend(model, adamw(model, lr), shuffled(text, T, seed), steps, lr, BATCH):
@@ -87,24 +96,21 @@ def main():
     p.add_argument('--out', type=Path); p.add_argument('--seeds', type=int, default=3)
     p.add_argument('--steps', type=int, default=100); p.add_argument('--arms', nargs='*')
     p.add_argument('--scratch', action='store_true')
+    p.add_argument('--workers', type=int, default=2)
     a = p.parse_args()
-    torch.set_num_threads(1)
     final, read_plainly, curves, begun = {}, {}, {}, time.time()
-    for seed in range(a.seeds):
-        text = torch.from_numpy(corpus(8000, seed=500 + seed, shard=8000, workers=1))
-        fresh = torch.from_numpy(corpus(400, seed=1000 + seed, shard=400, workers=1))
-        for arm in a.arms or ARMS:
-            loss, plain, curve = run(arm, seed, text, fresh, a.steps, a.scratch)
+    jobs = [(arm, seed, a.steps, a.scratch) for seed in range(a.seeds) for arm in a.arms or ARMS]
+    with ProcessPoolExecutor(a.workers, get_context('spawn')) as pool:
+        for (arm, seed, *_), (loss, plain, curve) in zip(jobs, pool.map(run, jobs)):
             final.setdefault(arm, []).append(loss)
             read_plainly.setdefault(arm, []).append(plain)
             if seed == 0: curves[arm] = [round(x, 4) for x in curve]
-            gap = loss/final['fp32'][seed] - 1 if 'fp32' in final else 0
-            print(f'{time.time() - begun:6.0f} s  seed {seed}  {arm:16} {loss:.5f}  {gap:+.3%}'
-                  f'  in fp32 {plain:.5f}', flush=True)
+            print(f'{time.time() - begun:6.0f} s  seed {seed}  {arm:16} {loss:.5f}  '
+                  f"{loss/final['fp32'][seed] - 1:+.3%}  in fp32 {plain:.5f}", flush=True)
     gaps = {base: {arm: mean_ci([x/y - 1 for x, y in zip(xs, final[base])])
-                   for arm, xs in final.items()} for base in ('fp32', 'bf16') if base in final}
+                   for arm, xs in final.items()} for base in ('fp32', 'bf16')}
     out = dict(command='python tests/fp8_seeds.py ' + ' '.join(sys.argv[1:]), hardware=hardware(),
-               start='random weights' if a.scratch else 'nano-student', steps=a.steps,
+               start='random weights' if a.scratch else 'nano', steps=a.steps,
                tokens_read=a.steps*BATCH*T, outlier=2.**17, final=final,
                read_plainly=read_plainly, gap=gaps,
                curves=curves, seconds=round(time.time() - begun))

@@ -67,7 +67,7 @@ def turned():
 def values():
     "GPU against the CPU emulation; errors of the three products, the largest over shapes."
     worst = {}
-    for wgrad in ('block', 'row', 'plain'):
+    for wgrad in ('block', 'plain'):
         for T, O, K in ((1, 128, 128), (129, 400, 272), (300, 512, 640), (1024, 1024, 1536)):
             x, w, dy = torch.randn(T, K), torch.randn(O, K)*.02, torch.randn(T, O)
             try:
@@ -123,7 +123,7 @@ def arms(stack):
     "Name, stack prepared, under autocast or not."
     yield 'bf16 weights', copy.deepcopy(stack).bfloat16(), False
     yield 'bf16 from fp32', stack, True
-    for wgrad in ('block', 'plain', 'row'):
+    for wgrad in ('block', 'plain'):
         yield f'fp8, {wgrad}', enable(stack, replace(CUDA, wgrad=wgrad)), True
         disable(stack)
 
@@ -173,11 +173,12 @@ def parts(top, T=4096):
     col = lambda x: quantize(x, 'cuda', mn_major=True)
     fprop = lambda: (*col(noise(T, D)), *quantize_weight(noise(I, D), 'cuda'))
     wgrad = lambda: (*turn(noise(T, I)), *turn(noise(T, D), None, 128))
+    weight = lambda: quantize_weight(noise(I, D), 'cuda')
     ops = {'quantise x': (lambda x: quantize(x, 'cuda', True, True), lambda: (noise(T, D),)),
            'quantise W': (lambda w: quantize_weight(w, 'cuda'), lambda: (noise(I, D).float(),)),
            'y': (lambda *t: gemm(*t, BF16), fprop),
            'quantise dy': (lambda x: quantize(x, 'cuda', False, True), lambda: (noise(T, I),)),
-           'turn W': (lambda q: turn(q, rows=0), lambda: (quantize_weight(noise(I, D), 'cuda')[0],)),
+           'turn W': (lambda q: turn(q, rows=0), lambda: (weight()[0],)),
            'dx': (lambda *t: gemm(*t, BF16), lambda: (*col(noise(T, I)),
                                                       *quantize_weight(noise(D, I), 'cuda'))),
            'turn dy': (lambda x: turn(x), lambda: (noise(T, I),)),
@@ -186,7 +187,8 @@ def parts(top, T=4096):
     rows = []
     for (name, (fn, make)), cost in zip(ops.items(), layer_costs(T, I, D)):
         try: t = bench(fn, fresh(make, most=4), rounds=3)
-        except Exception as e: print(f'  {name}: {type(e).__name__} {e!s:.300}', flush=True); continue
+        except Exception as e:
+            print(f'  {name}: {type(e).__name__} {e!s:.300}', flush=True); continue
         p = predict(cost, top)
         rows.append(dict(name=name, seconds=t, predicted=p, flops=cost.flops, bytes=cost.bytes))
         print(f'  {name:12} {t*1e6:8.1f} us, predicted {p*1e6:8.1f}', flush=True)
@@ -200,8 +202,9 @@ def ledger(T=4096):
         base = torch.cuda.memory_allocated()
         stack = wide()
         if fp8: enable(stack, CUDA)
-        opt, held = torch.optim.AdamW(stack.parameters(), 1e-4, fused=True), lambda: torch.cuda.memory_allocated() - base
-        x = torch.randn(T, D, device='cuda', dtype=BF16)
+        held = lambda: torch.cuda.memory_allocated() - base
+        opt = torch.optim.AdamW(stack.parameters(), 1e-4, fused=True)
+        x = torch.randn(T, D, device='cuda', dtype=BF16, requires_grad=True)
         seen = {}
         for _ in range(2):
             torch.cuda.reset_peak_memory_stats()
@@ -218,9 +221,9 @@ def ledger(T=4096):
         seen['off'] = m['peak']/seen['peak'] - 1
         rows.append(dict(fp8=fp8, tokens=T, **seen))
         live = m['master'] + m['moments']
-        print(f"  {'fp8' if fp8 else 'bf16'}: state {seen['state']/1e9:.3f} GB (predicted {live/1e9:.3f}), after "
-              f"forward {seen['forward']/1e9:.3f} ({(live + m['copies'] + m['activations'])/1e9:.3f}), "
-              f"peak {seen['peak']/1e9:.3f} ({m['peak']/1e9:.3f}, {seen['off']:+.1%})", flush=True)
+        want = dict(state=live, forward=live + m['copies'] + m['activations'], peak=m['peak'])
+        told = [f'{k} {seen[k]/1e9:.3f} (predicted {v/1e9:.3f})' for k, v in want.items()]
+        print(f"  {'fp8' if fp8 else 'bf16'}, GB:", *told, f"{seen['off']:+.1%}", flush=True)
         del stack, opt, x
     return rows
 
