@@ -1,0 +1,80 @@
+"""How good and how fast are the verdicts on graded model answers, beside Math-Verify's own?
+
+    python tests/measure_answers.py [tune|report] [--errors]     needs ../shared/data (or R1NB_DATA)
+
+Split by problem: `tune` was looked at while the rules were written, `report` was not. Rows whose label
+is demonstrably wrong are listed with their reason in wrong_labels.json and set aside. Tasks whose
+answer is not one expression (puzzles with many solutions) are left to their own checkers, and so are
+rows in which the source found no answer to grade (its label then speaks of the form alone).
+"""
+import hashlib, json, os, sys, time
+from collections import defaultdict
+from pathlib import Path
+
+HERE = Path(__file__).parent
+DATA = Path(os.environ.get('R1NB_DATA') or HERE.parent/'../shared/data')/'graded'
+SOURCES = ('gsm8k_openai', 'qwen25_math_evals', 'math_cot_100x8', 'think_rollouts_llama3b',
+           'reasoning_gym_math')
+OWN_CHECKER = ('games/puzzle24', 'logic/knights_knaves')
+
+def rows(half):
+    "Graded answers of one half of the problems: dicts with source, id, gold, answer_text, label."
+    wrong = {r['id'] for r in json.loads((HERE/'wrong_labels.json').read_text())}
+    for source in SOURCES:
+        for line in open(DATA/f'{source}.jsonl', encoding='utf-8'):
+            r = json.loads(line)
+            odd = hashlib.sha256(r['problem'].encode()).digest()[0] % 2
+            if r['label'] is None or r.get('task') in OWN_CHECKER or odd != (half == 'report'): continue
+            if source == 'reasoning_gym_math' and r['extracted'] is None: continue
+            if r['id'] not in wrong: yield r | {'source': source}
+
+def math_verify_alone(gold, response):
+    from math_verify import parse, verify
+    try: return bool(verify(parse(gold if '$' in gold else f'${gold}$'), parse(response)))
+    except Exception: return False
+
+def ours(strict):
+    from r1nb.math_answers import verify
+    return lambda gold, response: bool(verify(gold, response, strict=strict).answer)
+
+def judge(items, decide, errors=None):
+    "Per source: rows, false positives and negatives, right; seconds; latencies."
+    table, late, start = defaultdict(lambda: [0, 0, 0, 0]), [], time.perf_counter()
+    for r in items:
+        t0 = time.perf_counter()
+        ok = decide(r['gold'], r['answer_text'])
+        late.append(time.perf_counter() - t0)
+        t = table[r['source']]
+        t[0] += 1; t[1] += ok and not r['label']; t[2] += not ok and r['label']; t[3] += r['label']
+        if errors is not None and ok != r['label']: errors.append(r)
+    return table, time.perf_counter() - start, sorted(late)
+
+def show(name, table, seconds, late):
+    n = sum(t[0] for t in table.values())
+    for source, (rows, fp, fn, right) in [*table.items(), ('all', [*map(sum, zip(*table.values()))])]:
+        print(f'{name:12} {source:24}{rows:5} rows  false positives {fp:3} ({fp/max(1, rows-right):6.2%}'
+              f' of wrong)  false negatives {fn:3} ({fn/max(1, right):6.2%} of right)')
+    if seconds: print(f'{name:12} {n/seconds:8.1f} a second; latency p50 {late[n//2]*1e3:.2f} ms, '
+                      f'p99 {late[int(n*.99)]*1e3:.1f} ms, worst {late[-1]*1e3:.0f} ms')
+    return n/seconds
+
+def main(half='report', *flags):
+    from r1nb.math_answers import verify_all
+    items = list(rows(half))
+    ours(False)('x+1', '\\boxed{1+x}')
+    for strict, name in ((False, 'evaluate'), (True, 'reward')):
+        errors = []
+        show(name, *judge(items, ours(strict), errors))
+        if '--errors' in flags and not strict:
+            for r in errors: print(json.dumps([r['source'], r['id'], r['label'], r['gold'],
+                                               r['answer_text'][-160:]], ensure_ascii=False))
+    if '--errors' in flags: return
+    rate = show('Math-Verify', *judge(items, math_verify_alone))
+    from r1nb import math_answers
+    math_answers.CACHE.clear()
+    start = time.perf_counter()
+    verify_all([r['gold'] for r in items], [r['answer_text'] for r in items], strict=False)
+    ours_rate = len(items)/(time.perf_counter() - start)
+    print(f'verify_all, 2 processes: {ours_rate:.0f} a second, {ours_rate/rate:.1f} times Math-Verify')
+
+if __name__ == '__main__': main(*sys.argv[1:])

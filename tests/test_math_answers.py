@@ -1,0 +1,138 @@
+"""Answers in mathematics: what is the same, what is not, what is refused; and processes that die."""
+import os, signal, subprocess, sys, threading, time
+from random import Random
+import pytest
+pytest.importorskip('math_verify', reason="needs Math-Verify: pip install 'r1nb[verify]'")
+from r1nb.answer_forms import Rules, boxes, extract, number, refuse, tidy
+from r1nb.core import R1Error
+from r1nb.math_answers import Pool, ask, verify, verify_all
+
+def box(s): return f'So it is $\\boxed{{{s}}}$.'
+def ok(gold, answer, strict=True): return verify(gold, box(answer), strict=strict).answer
+
+SAME = [('1/2', '0.5'), ('\\frac{1}{2}', '\\dfrac12'), ('0.5', '50\\%'), ('50%', '50\\%'),
+    ('1000', '1e3'), ('1000', '1{,}000'), ('1,000', '1000'), ('1000', '10^3'), ('-3', '−3'),
+    ('5', '5.0'), ('5', '5 \\text{ cm}'), ('5 cm', '5\\,\\text{cm}'), ('18', '\\$18'),
+    ('3/2', '1\\frac{1}{2}'), ('1 1/2', '3/2'), ('2\\frac{5}{8}', '2.625'), ('A', '(A)'),
+    ('(B)', 'B'), ('C', '\\text{C}'), ('C', 'C. 7'), ('\\text{east}', 'East'), ('yes', 'Yes.'),
+    ('3\\sqrt{2}', '\\sqrt{18}'), ('(x+1)^2', 'x^2+2x+1'), ('\\{1,2\\}', '\\{2, 1\\}'),
+    ('1,2,3', '3, 2, 1'), ('(1,2]', '(1, 2]'), ('(0.5, 3)', '\\left(\\frac12,3\\right)'),
+    ('(-\\infty,3)\\cup(5,\\infty)', '(5,\\infty) \\cup (-\\infty, 3)'), ('52_7', '52_{7}'),
+    ('\\begin{pmatrix}1\\\\2\\end{pmatrix}', '\\begin{pmatrix} 1 \\\\ \\frac{4}{2} \\end{pmatrix}'),
+    ('1\\pm\\sqrt{2}', '1+\\sqrt{2}, 1-\\sqrt{2}'), ('6 - 9i', '-9i+6'), ('x=5', 'x = 5'),
+    ('45^\\circ', '45'), ('2*x**3 + C', '2x^3 + C'), ('0x1f', '0x1F'), ('2 × 3 × 3', '3*2*3'),
+    ('\\frac{\\pi}{6}', 'π/6'), ('120', '5!'), ('y = 2x+3', 'y=3+2x'), ('10', '\\binom{5}{2}')]
+OTHER = [('1', '-1'), ('1/2', '1/3'), ('52_7', '52_8'), ('1,2,3', '3'), ('3', '1, 2, 3'),
+    ('\\{1,2,3\\}', '\\{1,2\\}'), ('\\{1,2\\}', '\\{1,2,3\\}'), ('(1,2)', '(2,1)'), ('[1,2]', '(1,2)'),
+    ('\\frac{1}{2004!}', '\\frac{1}{2006!}'), ('10000', '10001'), ('10000', '9999.86'), ('A', 'B'),
+    ('1/2', '0.501'), ('5 cm', '5 m'), ('x=5', 'y=5'), ('east', 'west'), ('7', ''), ('7', 'seven'),
+    ('\\sqrt{2}', '\\sqrt{3}'), ('x>3', 'x<3'), ('2', '2x'), ('0', '1/2004!'), ('0x1f', '0x1e'),
+    ('2 × 3 × 3', '18'), ('(1,2)', '(1,2,3)'), ('1/2', '2/4'), ('x+1', 'x+1.001'), ('100', '1'),
+    ('\\begin{pmatrix}1\\\\2\\end{pmatrix}', '\\begin{pmatrix}1&2\\end{pmatrix}'), ('5', '5 or 6'),
+    ('3_8', '4_8'), ('5', '?'), ('\\frac{}{2}', '0'), ('x^2+1', 'x^2+1=0')]
+
+@pytest.mark.parametrize('strict', [True, False])
+@pytest.mark.parametrize('gold, answer', SAME)
+def test_the_same(gold, answer, strict): assert ok(gold, answer, strict) == 1
+
+@pytest.mark.parametrize('strict', [True, False])
+@pytest.mark.parametrize('gold, answer', OTHER)
+def test_not_the_same(gold, answer, strict): assert ok(gold, answer, strict) == 0
+
+@pytest.mark.parametrize('gold, answer', [('5', 'x=5'), ('x=5', '5'), ('50', '50\\%'), ('50%', '50'),
+    ('3.14159', '3.1416'), ('(3,\\infty)', 'x > 3'), ('52_7', '52')])
+def test_lenient_only(gold, answer): assert ok(gold, answer, False) == 1 and ok(gold, answer) == 0
+
+def test_rules_of_ones_own():
+    assert verify('1/2', box('2/4'), strict=Rules(lowest=False)).answer == 1
+
+@pytest.mark.parametrize('response', [
+    'It is 7.', '7', 'The answer is 7', '\\boxed{7', '\\boxed{}', '\\boxed{8} or \\boxed{7}', None,
+    '<think>\\boxed{7}', '<answer>7', '<answer>7</answer><answer>8</answer>', 'box 7' + '\\boxed{'*999,
+    '<answer>7</answer> or 8', '\\boxed{7} \\boxed{9}', '<answer>\\boxed{7}\\boxed{8}</answer>'])
+def test_no_reward_for_a_loose_form(response):
+    v = verify('7', response)
+    assert v.answer == v.format == 0 and v.reason
+
+@pytest.mark.parametrize('response', [
+    '\\boxed{7}', '<answer>7</answer>', '<think>\\boxed{8}</think>\\boxed{7}', '<answer> \\boxed{7}',
+    'first \\boxed{7}, so \\boxed{ 7 }', '<think>x</think><answer>\\boxed{7}</answer><|im_end|>\n'])
+def test_rewarded_forms(response): assert verify('7', response).answer == 1
+
+@pytest.mark.parametrize('response', ['A: 7', 'so\n#### 7', 'The answer is $7$.', 'makes 3+4 = 7.',
+    '\\boxed{8}, no: \\boxed{7}', 'Final answer: 7 apples', '**Answer: 7**'])
+def test_evaluation_looks_for_it(response): assert verify('7', response, strict=False).answer == 1
+
+HOSTILE = ['10^10^10', '9^{9^{9^9}}', '9**9**9', '1000000!', '((10^6)!)!', '(10^5)!', '9'*10**6,
+    '('*300 + '1' + ')'*300, '+'.join(['1']*400), "__import__('os').system('true')", '\\frac{'*400,
+    '2^{99999999}', '\\sum_{i=1}^{10^9} i', '\\binom{1000000}{500000}', '3!!!!!!', 'lambda: 0',
+    '(x+y+z+w)^{900}', '\\int e^{x^2}', '1e999999999', '{'*10**5, '\\sqrt'*300 + '2', '\x00', '٣',
+    '\\left('*99, '$'*999, '\\def\\a{\\a\\a}\\a', '1/0', '0^{-1}', 'e^{e^{e^{e^9}}}', '\\ud800']
+
+@pytest.mark.parametrize('answer', HOSTILE)
+def test_hostile_answers_are_wrong_in_time(answer):
+    ok('x+1', '1+x')
+    for wrap in (box, lambda s: f'<answer>{s}</answer>'):
+        start = time.perf_counter()
+        v = verify('12', wrap(answer))
+        assert v.answer == 0 and v.reason and len(v.reason) < 200
+        assert time.perf_counter() - start < 3
+    assert ok('x+2', '2+x') == 1
+
+BITS = ['\\frac', '{', '}', '(', ')', '[', ']', '1', '2', '10', '0', 'x', 'y', '^', '_', '!', '+', '-',
+    '*', '/', '**', ',', '.', '%', ' ', '\\sqrt', '\\pi', '\\cup', '\\infty', '=', '<', '\\le', '\\text{',
+    '\\boxed{', '\\\\', '&', '\\begin{pmatrix}', '\\end{pmatrix}', '\\pm', 'e', 'i', '\\ln', '|', '\\{',
+    '\\}', '$', '\\sin', 'A', 'or', '٣', '½', '\x07', '<answer>', '</think>', '\\log_', '\ud800', 'cm']
+
+def fuzz(n, seed):
+    "Random answers from pieces of LaTeX: (gold, response)."
+    rng = Random(seed)
+    for i in range(n):
+        text = ''.join(rng.choices(BITS, k=rng.randrange(1, 16)))
+        yield rng.choice(['12', '\\frac{1}{2}', 'x+1', '(1,2)', '\\sqrt{2}']), \
+            text if i % 8 == 0 else f'\\boxed{{{text}}}'
+
+def test_fuzz_never_raises_never_hangs():
+    for gold, response in fuzz(1500, 0):
+        start = time.perf_counter()
+        v = verify(gold, response, strict=len(response) % 2 == 0)
+        assert v.answer in (0, 1) and v.reason and '\n' not in v.reason
+        assert time.perf_counter() - start < 4
+
+def test_a_late_worker_is_killed_and_replaced():
+    pool = Pool(1, seconds=.4)
+    try:
+        assert pool.ask('x+1', '1+x', False, False)[0] is True
+        os.kill(next(iter(pool.all)).process.pid, signal.SIGSTOP)
+        start = time.perf_counter()
+        assert pool.ask('x+1', '2+x', False, False) == (None, 'not decided in 0.4 s')
+        assert time.perf_counter() - start < 3 and pool.kills == 1
+        assert pool.ask('x+1', '1+x', False, False)[0] is True
+        os.kill(next(iter(pool.all)).process.pid, signal.SIGKILL)
+        assert pool.ask('x+1', '1+x', False, False)[0] is True, 'a dead one is noticed, the question asked again'
+    finally: pool.close()
+    with pytest.raises(R1Error, match='closed'): pool.ask('1', '1', False, False)
+
+def test_works_in_threads():
+    found = []
+    def go(i): found.append(verify(f'x+{i}', box(f'{i}+x')).answer)
+    threads = [threading.Thread(target=go, args=(i,)) for i in range(8)]
+    for t in threads: t.start()
+    for t in threads: t.join(30)
+    assert found == [1.]*8
+    assert [v.answer for v in verify_all(['1', 'x+1'], [box('1'), box('x')])] == [1, 0]
+
+def test_no_process_outlives_its_parent():
+    code = ("from r1nb.math_answers import POOL, verify\nverify('x+1', '\\\\boxed{1+x}')\n"
+            "print(*[w.process.pid for p in POOL.values() for w in p.all])")
+    pids = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60).stdout
+    assert pids.split()
+    for pid in map(int, pids.split()):
+        with pytest.raises(ProcessLookupError): os.kill(pid, 0)
+
+def test_parts():
+    assert boxes('\\boxed{a{b}c} \\boxed {d} \\boxed{') == ['a{b}c', 'd', '']
+    assert number(tidy('1\\frac{1}{2}')) == 1.5 and number('x') is None
+    assert refuse('1+1') == '' and 'deep' in refuse('('*20)
+    assert extract('<answer>x</answer>') == ('x', '')
+    with pytest.raises(R1Error, match='give text'): verify('', '\\boxed{1}')
