@@ -7,22 +7,22 @@ __all__ = ['app', 'ENABLES', 'InOrder', 'top', 'report', 'choose', 'check_seed',
            'coloured', 'installed', 'extras', 'first_line', 'checkup', 'advice', 'doctor', 'how_to_resume', 'mendable',
            'keep', 'main', 'complain']
 
-# %% ../nbs/91_cli.ipynb #9b9b6557
+# %% ../nbs/91_cli.ipynb #5832dcdc
 import errno, json, os, re, shlex, shutil, subprocess, sys, tempfile, traceback
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Annotated, Optional
 import typer, typer.core
-from . import __version__, bill
+from . import __version__, bill, math_answers
 from .charts import clean
 from .core import R1Error, hardware, require
 
-# %% ../nbs/91_cli.ipynb #49d4dcb1
+# %% ../nbs/91_cli.ipynb #d0a6cf17
 class InOrder(typer.core.TyperGroup):
     "The main job first, whatever the order of this page."
     def list_commands(self, ctx):
-        return ['run', 'report', 'sample', 'doctor', 'cost', 'claims', 'hardware']
+        return ['run', 'report', 'sample', 'doctor', 'verify', 'cost', 'claims', 'hardware']
 
 app = typer.Typer(name='r1nb', cls=InOrder, add_completion=False, rich_markup_mode=None,
                   context_settings=dict(help_option_names=['-h', '--help']))
@@ -36,6 +36,7 @@ def top(
     if version: typer.echo(f'r1nb {__version__}')
     elif ctx.invoked_subcommand is None: typer.echo(ctx.get_help())
 
+math_answers.join(app)
 bill.join(app)
 
 # %% ../nbs/91_cli.ipynb #13b8379d

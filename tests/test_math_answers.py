@@ -135,4 +135,5 @@ def test_parts():
     assert number(tidy('1\\frac{1}{2}')) == 1.5 and number('x') is None
     assert refuse('1+1') == '' and 'deep' in refuse('('*20)
     assert extract('<answer>x</answer>') == ('x', '')
-    with pytest.raises(R1Error, match='give text'): verify('', '\\boxed{1}')
+    assert verify(' ', '\\boxed{1}').reason == 'the known answer is empty'
+    with pytest.raises(R1Error, match='give text'): verify(7, '\\boxed{7}')
