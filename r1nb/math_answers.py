@@ -40,7 +40,7 @@ def latex(
 SAFE = dict(zip('ln log sin cos tan exp sec csc sqrt asin acos atan arcsin arccos arctan'.split(),
     'log log sin cos tan exp sec csc sqrt asin acos atan asin acos atan'.split()))
 
-# %% ../nbs/37_math_answers.ipynb #096f9cc6
+# %% ../nbs/37_math_answers.ipynb #b7da1472
 def formula(
     node,  # of Python's syntax tree
 ):         # SymPy; ValueError for anything but arithmetic and the functions above
@@ -63,7 +63,9 @@ def formula(
     raise ValueError(type(node).__name__)
 
 @lru_cache(512)
-def parsed(s):
+def parsed(
+    s:str,  # tidied
+):
     "What Math-Verify reads in one formula: a SymPy object, or None."
     from math_verify import LatexExtractionConfig, parse
     if '*' in s and '\\' not in s:
@@ -73,16 +75,20 @@ def parsed(s):
     found = parse(f'\\boxed{{{s}}}', [LatexExtractionConfig()], parsing_timeout=None)
     return found[0] if found and not isinstance(found[0], str) else None
 
-# %% ../nbs/37_math_answers.ipynb #391f184c
-def differs(x, y):
+# %% ../nbs/37_math_answers.ipynb #e648da4c
+def differs(
+    x,  # SymPy expression
+    y,  # SymPy expression
+):
     "Values at one point tell most wrong answers apart; simplifying could take for ever."
-    symbols = sorted(getattr(x - y, 'free_symbols', ()), key=str)
+    symbols = sorted(x.free_symbols | y.free_symbols, key=str)
     at = {s: (37*i + 23)/41 for i, s in enumerate(symbols)}
     x, y = (e.subs(at).evalf(20) for e in (x, y))
     return x.is_number and y.is_number and abs(x - y) > 1e-9*(abs(x) + abs(y))
 
 def equal(
-    gold:str, answer:str,  # LaTeX, one value each
+    gold:str,     # one value, LaTeX or Python
+    answer:str,   # the same
     loose:bool,            # may a relation equal an interval?
     constant:bool,         # up to an additive constant?
 )->tuple[bool,str]:
@@ -124,13 +130,14 @@ def work(
         signal.setitimer(signal.ITIMER_PROF, 0)
         out.write(json.dumps(found) + '\n')
 
-# %% ../nbs/37_math_answers.ipynb #0dc8deb8
+# %% ../nbs/37_math_answers.ipynb #a3a7444d
 class Worker:
     "One warm process."
     def __init__(self,
         seconds:float,  # for each question
     ):
-        paths = os.pathsep.join([str(Path(__file__).parent.parent), *filter(None, sys.path)])
+        home = Path(find_spec('r1nb').origin).parent.parent
+        paths = os.pathsep.join([str(home), *filter(None, sys.path)])
         code = f'from r1nb.math_answers import work; work({seconds})'
         self.seconds, self.warm, pipe = seconds, False, subprocess.PIPE
         self.process = subprocess.Popen([sys.executable, '-c', code], stdin=pipe, stdout=pipe,
@@ -200,10 +207,13 @@ class Pool:
         with self.change: self.closed = True; self.idle.clear(); self.change.notify_all()
         for w in self.all: w.end()
 
-# %% ../nbs/37_math_answers.ipynb #3f780fae
+# %% ../nbs/37_math_answers.ipynb #bc2c0b23
 POOL, CACHE, LOCK = {}, {}, threading.Lock()
 
-def forget(): POOL.clear(); LOCK._at_fork_reinit()
+def forget():
+    "A forked child shares no pipes."
+    POOL.clear(); LOCK._at_fork_reinit()
+
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=forget)
 atexit.register(lambda: [p.close() for p in POOL.values()])
 
@@ -215,10 +225,11 @@ def shared(
         if seconds not in POOL: POOL[seconds] = Pool(min(4, max(2, os.cpu_count() or 2)), seconds)
         return POOL[seconds]
 
-# %% ../nbs/37_math_answers.ipynb #de475d53
+# %% ../nbs/37_math_answers.ipynb #00f64e40
 def ask(
-    gold:str, answer:str,  # tidied
-    rules:Rules,
+    gold:str,     # tidied
+    answer:str,   # tidied
+    rules:Rules,  # how strictly
 )->tuple[bool,str]:
     "Ask the shared pool, and remember."
     constant = bool(re.search(r'\+ ?[CK]$', gold))
@@ -233,7 +244,7 @@ def ask(
         return bool(ok), why
     return CACHE[key]
 
-# %% ../nbs/37_math_answers.ipynb #ab4c9f33
+# %% ../nbs/37_math_answers.ipynb #55ae2dd5
 def verify(
     gold:str,      # the known answer
     response:str,  # what the model wrote
@@ -255,15 +266,18 @@ def verify(
                    f'{answer[:40]!r} is not {gold[:40]!r}: {why}')
 
 def verify_all(
-    golds:list[str], responses:list[str],  # one for one
-    *, strict:bool|Rules=True, workers:int=2,
+    golds:list[str],         # one per response
+    responses:list[str],     # what the model wrote
+    *,
+    strict:bool|Rules=True,  # as in verify()
+    workers:int=2,           # threads, each with a formula at a time
 )->list[Verdict]:
     "One verdict per response, formulas on several processes at a time."
     require(len(golds) == len(responses), f'{len(golds)} answers for {len(responses)} responses')
     with ThreadPoolExecutor(workers) as threads:
         return list(threads.map(lambda g, r: verify(g, r, strict=strict), golds, responses))
 
-# %% ../nbs/37_math_answers.ipynb #3792c811
+# %% ../nbs/37_math_answers.ipynb #2a87efc9
 def read_pairs(
     lines,        # an open file of bytes
     name:str,     # for messages
@@ -284,7 +298,7 @@ def read_pairs(
 def judge_file(
     path,                    # JSONL with fields gold, response
     strict:bool|Rules=True,  # as in verify()
-    workers:int=2,
+    workers:int=2,           # threads
 ):                           # yields (line, Verdict, bytes read so far)
     "Verdicts in the order of the file, 256 rows in memory at a time."
     with on_disk(path), open(path, 'rb') as f:

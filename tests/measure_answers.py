@@ -2,10 +2,11 @@
 
     python tests/measure_answers.py [tune|report] [--errors]     needs ../shared/data (or R1NB_DATA)
 
-Split by problem: `tune` was looked at while the rules were written, `report` was not. Rows whose label
-is demonstrably wrong are listed with their reason in wrong_labels.json and set aside. Tasks whose
-answer is not one expression (puzzles with many solutions) are left to their own checkers, and so are
-rows in which the source found no answer to grade (its label then speaks of the form alone).
+Split by problem: `tune` was looked at while the rules were written, `report` was not. Rows whose
+label is demonstrably wrong are listed with their reason in wrong_labels.json and set aside. Tasks
+whose answer is not one expression (puzzles with many solutions) are left to their own
+checkers, and so are rows in which the source found no answer to grade (its label then speaks of
+the form alone).
 """
 import hashlib, json, os, sys, time
 from collections import defaultdict
@@ -24,7 +25,8 @@ def rows(half):
         for line in open(DATA/f'{source}.jsonl', encoding='utf-8'):
             r = json.loads(line)
             odd = hashlib.sha256(r['problem'].encode()).digest()[0] % 2
-            if r['label'] is None or r.get('task') in OWN_CHECKER or odd != (half == 'report'): continue
+            if odd != (half == 'report') or r['label'] is None: continue
+            if r.get('task') in OWN_CHECKER: continue
             if source == 'reasoning_gym_math' and r['extracted'] is None: continue
             if r['id'] not in wrong: yield r | {'source': source}
 
@@ -51,8 +53,10 @@ def judge(items, decide, errors=None):
 
 def show(name, table, seconds, late):
     n = sum(t[0] for t in table.values())
-    for source, (rows, fp, fn, right) in [*table.items(), ('all', [*map(sum, zip(*table.values()))])]:
-        print(f'{name:12} {source:24}{rows:5} rows  false positives {fp:3} ({fp/max(1, rows-right):6.2%}'
+    table['all'] = [*map(sum, zip(*table.values()))]
+    for source, (rows, fp, fn, right) in table.items():
+        print(f'{name:12} {source:24}{rows:5} rows  '
+              f'false positives {fp:3} ({fp/max(1, rows-right):6.2%}'
               f' of wrong)  false negatives {fn:3} ({fn/max(1, right):6.2%} of right)')
     if seconds: print(f'{name:12} {n/seconds:8.1f} a second; latency p50 {late[n//2]*1e3:.2f} ms, '
                       f'p99 {late[int(n*.99)]*1e3:.1f} ms, worst {late[-1]*1e3:.0f} ms')
@@ -78,6 +82,7 @@ def main(half='report', *flags):
     start = time.perf_counter()
     verify_all([r['gold'] for r in items], [r['answer_text'] for r in items], strict=False)
     ours_rate = len(items)/(time.perf_counter() - start)
-    print(f'verify_all, 2 processes: {ours_rate:.0f} a second, {ours_rate/rate:.1f} times Math-Verify')
+    print(f'verify_all, 2 processes: {ours_rate:.0f} a second, '
+          f'{ours_rate/rate:.1f} times Math-Verify')
 
 if __name__ == '__main__': main(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Answers in mathematics: what is the same, what is not, what is refused; and processes that die."""
+"""Answers in mathematics: the same, not the same, refused; and processes that die."""
 import os, signal, subprocess, sys, threading, time
 from random import Random
 import pytest
@@ -24,7 +24,8 @@ SAME = [('1/2', '0.5'), ('\\frac{1}{2}', '\\dfrac12'), ('0.5', '50\\%'), ('50%',
     ('\\frac{\\pi}{6}', 'π/6'), ('120', '5!'), ('y = 2x+3', 'y=3+2x'), ('10', '\\binom{5}{2}'),
     ('2*x**3*exp(x)', '2x^3e^{x}'), ('3*sin(x)', '3\\sin x')]
 OTHER = [('1', '-1'), ('1/2', '1/3'), ('52_7', '52_8'), ('1,2,3', '3'), ('3', '1, 2, 3'),
-    ('\\{1,2,3\\}', '\\{1,2\\}'), ('\\{1,2\\}', '\\{1,2,3\\}'), ('(1,2)', '(2,1)'), ('[1,2]', '(1,2)'),
+    ('\\{1,2,3\\}', '\\{1,2\\}'), ('\\{1,2\\}', '\\{1,2,3\\}'), ('(1,2)', '(2,1)'), ('[1,2]',
+    '(1,2)'),
     ('\\frac{1}{2004!}', '\\frac{1}{2006!}'), ('10000', '10001'), ('10000', '9999.86'), ('A', 'B'),
     ('1/2', '0.501'), ('5 cm', '5 m'), ('x=5', 'y=5'), ('east', 'west'), ('7', ''), ('7', 'seven'),
     ('\\sqrt{2}', '\\sqrt{3}'), ('x>3', 'x<3'), ('2', '2x'), ('0', '1/2004!'), ('0x1f', '0x1e'),
@@ -40,7 +41,8 @@ def test_the_same(gold, answer, strict): assert ok(gold, answer, strict) == 1
 @pytest.mark.parametrize('gold, answer', OTHER)
 def test_not_the_same(gold, answer, strict): assert ok(gold, answer, strict) == 0
 
-@pytest.mark.parametrize('gold, answer', [('5', 'x=5'), ('x=5', '5'), ('50', '50\\%'), ('50%', '50'),
+@pytest.mark.parametrize('gold, answer', [('5', 'x=5'), ('x=5', '5'), ('50', '50\\%'), ('50%',
+    '50'),
     ('3.14159', '3.1416'), ('(3,\\infty)', 'x > 3'), ('52_7', '52')])
 def test_lenient_only(gold, answer): assert ok(gold, answer, False) == 1 and ok(gold, answer) == 0
 
@@ -49,14 +51,16 @@ def test_rules_of_ones_own():
 
 @pytest.mark.parametrize('response', [
     'It is 7.', '7', 'The answer is 7', '\\boxed{7', '\\boxed{}', '\\boxed{8} or \\boxed{7}', None,
-    '<think>\\boxed{7}', '<answer>7', '<answer>7</answer><answer>8</answer>', 'box 7' + '\\boxed{'*999,
+    '<think>\\boxed{7}', '<answer>7', '<answer>7</answer><answer>8</answer>',
+    'box 7' + '\\boxed{'*999,
     '<answer>7</answer> or 8', '\\boxed{7} \\boxed{9}', '<answer>\\boxed{7}\\boxed{8}</answer>'])
 def test_no_reward_for_a_loose_form(response):
     v = verify('7', response)
     assert v.answer == v.format == 0 and v.reason
 
 @pytest.mark.parametrize('response', [
-    '\\boxed{7}', '<answer>7</answer>', '<think>\\boxed{8}</think>\\boxed{7}', '<answer> \\boxed{7}',
+    '\\boxed{7}', '<answer>7</answer>', '<think>\\boxed{8}</think>\\boxed{7}',
+    '<answer> \\boxed{7}',
     'first \\boxed{7}, so \\boxed{ 7 }', '<think>x</think><answer>\\boxed{7}</answer><|im_end|>\n'])
 def test_rewarded_forms(response): assert verify('7', response).answer == 1
 
@@ -80,10 +84,14 @@ def test_hostile_answers_are_wrong_in_time(answer):
         assert time.perf_counter() - start < 3
     assert ok('x+2', '2+x') == 1
 
-BITS = ['\\frac', '{', '}', '(', ')', '[', ']', '1', '2', '10', '0', 'x', 'y', '^', '_', '!', '+', '-',
-    '*', '/', '**', ',', '.', '%', ' ', '\\sqrt', '\\pi', '\\cup', '\\infty', '=', '<', '\\le', '\\text{',
-    '\\boxed{', '\\\\', '&', '\\begin{pmatrix}', '\\end{pmatrix}', '\\pm', 'e', 'i', '\\ln', '|', '\\{',
-    '\\}', '$', '\\sin', 'A', 'or', '٣', '½', '\x07', '<answer>', '</think>', '\\log_', '\ud800', 'cm']
+BITS = ['\\frac', '{', '}', '(', ')', '[', ']', '1', '2', '10', '0', 'x', 'y', '^', '_', '!',
+    '+', '-',
+    '*', '/', '**', ',', '.', '%', ' ', '\\sqrt', '\\pi', '\\cup', '\\infty', '=', '<', '\\le',
+    '\\text{',
+    '\\boxed{', '\\\\', '&', '\\begin{pmatrix}', '\\end{pmatrix}', '\\pm', 'e', 'i', '\\ln', '|',
+    '\\{',
+    '\\}', '$', '\\sin', 'A', 'or', '٣', '½', '\x07', '<answer>', '</think>', '\\log_', '\ud800',
+    'cm']
 
 def fuzz(n, seed):
     "Random answers from pieces of LaTeX: (gold, response)."
@@ -110,7 +118,7 @@ def test_a_late_worker_is_killed_and_replaced():
         assert time.perf_counter() - start < 3 and pool.kills == 1
         assert pool.ask('x+1', '1+x', False, False)[0] is True
         os.kill(next(iter(pool.all)).process.pid, signal.SIGKILL)
-        assert pool.ask('x+1', '1+x', False, False)[0] is True, 'a dead one is noticed, the question asked again'
+        assert pool.ask('x+1', '1+x', False, False)[0] is True, 'asked again'
     finally: pool.close()
     with pytest.raises(R1Error, match='closed'): pool.ask('1', '1', False, False)
 
@@ -126,7 +134,8 @@ def test_works_in_threads():
 def test_no_process_outlives_its_parent():
     code = ("from r1nb.math_answers import POOL, verify\nverify('x+1', '\\\\boxed{1+x}')\n"
             "print(*[w.process.pid for p in POOL.values() for w in p.all])")
-    pids = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60).stdout
+    pids = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                          timeout=60).stdout
     assert pids.split()
     for pid in map(int, pids.split()):
         with pytest.raises(ProcessLookupError): os.kill(pid, 0)
