@@ -96,7 +96,7 @@ def hear(
     if not 0 <= n <= most: raise ValueError(f'a message of {n} bytes')
     return json.loads(take(fd, n))
 
-# %% ../nbs/31_jail.ipynb #2d3e194e
+# %% ../nbs/31_jail.ipynb #19a520ca
 class Remote:
     "An object of the program as the judge sees it: a number at the end of a wire."
     def __init__(self, ask, n): self.__dict__.update(_ask=ask, _n=n)
@@ -119,7 +119,8 @@ def asker(
         if 'error' not in reply: return unpack(reply['value'], lambda n: Remote(ask, int(n)))
         kind = getattr(builtins, str(reply['error']), None)
         if not (isinstance(kind, type) and issubclass(kind, Exception)): kind = RuntimeError
-        raise kind(f'{reply["error"]}: {reply["text"]}')
+        raise kind(reply['text'] if kind.__name__ == reply['error'] else
+                   f'{reply["error"]}: {reply["text"]}')
     return ask
 
 # %% ../nbs/31_jail.ipynb #8cf756f1

@@ -13,7 +13,7 @@ Tests.__test__ = False
 STRONG = [level for level in ('bwrap', 'namespaces') if probe(level)[0]]
 needs_walls = pytest.mark.skipif(not STRONG, reason=f'no isolation here: {isolation()}')
 needs_data = pytest.mark.skipif(not (DATA/'mbpp').is_dir(), reason=f'no data at {DATA}')
-SHORT = Limits(seconds=1.5, cpu=2)
+SHORT = Limits(seconds=1., cpu=2)
 GOOD, TESTS = 'def f(x): return x*x', 'assert f(3) == 9\nassert f(-2) == 4'
 
 @pytest.fixture(scope='module', params=STRONG)
