@@ -349,7 +349,10 @@ def unsafe(book):
     trees += [(n, ast.parse((book.root/n).read_text())) for n in book.files
               if re.fullmatch(r'kernels/.*\.py', n)]
     for where, tree in trees:
+        jailed = {id(o) for f in ast.walk(tree) for o in ast.walk(f) if 'nbs/31_sandbox' in where
+                  and getattr(f, 'name', '') in ('_inmate', '_judge')}  # run in the jail only
         for o in ast.walk(tree):
+            if id(o) in jailed: continue
             if is_import(o):
                 names = [a.name for a in o.names] + [getattr(o, 'module', None) or '']
                 for n in {n.split('.')[0] for n in names} & {'pickle', 'cloudpickle', 'dill',

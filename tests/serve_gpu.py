@@ -1,4 +1,6 @@
-"""Decoding and reading on one GPU, for room 61: seconds a step, joules a word, prefix reuse. Prints JSON.
+"""Decoding and reading on one GPU, for room 61: seconds a step, joules a word, prefix reuse.
+
+Prints JSON.
 
 python tests/serve_gpu.py [--batches 1,16,256] [--context 2048] [--layers 16] [--seconds 1.0]
 The model has random weights: their values do not matter to a clock. One row's words are one step's.
