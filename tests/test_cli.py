@@ -48,7 +48,7 @@ def test_help_and_version():
     from r1nb import __version__
     code, out, _ = r1nb('--help')
     listed = re.findall(r'^  (\w+) ', out.split('Commands:')[1], re.M)
-    assert code == 0 and listed == ['run', 'report', 'sample', 'doctor', 'cost',
+    assert code == 0 and listed == ['run', 'report', 'sample', 'doctor', 'verify', 'cost',
                                    'claims', 'hardware']
     assert r1nb('--version')[1].strip() == f'r1nb {__version__}'
 
@@ -180,3 +180,25 @@ def test_report_command(tmp_path):
     from test_report import make_run
     code, out, err = r1nb('report', make_run(tmp_path/'run', ('base',)))
     assert code == 0 and Path(out.strip()).read_text().startswith('<!doctype html>')
+
+def test_verify_grades_a_file(tmp_path):
+    pytest.importorskip('math_verify')
+    rows = [dict(gold='1/2', response=r'\boxed{0.5}'), dict(gold='7', response='It is 8.')]
+    path = tmp_path/'answers.jsonl'
+    path.write_text('\n\n'.join(map(json.dumps, rows)))
+    code, out, err = r1nb('verify', str(path))
+    found = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [(v['line'], v['answer']) for v in found] == [(1, 1.), (3, 0.)]
+    assert all(v['reason'] for v in found) and '2 answers, 1 right' in err
+    to = tmp_path/'verdicts.jsonl'
+    assert r1nb('verify', str(path), '--out', str(to))[0] == 0 and to.read_text() == out
+
+@pytest.mark.parametrize('text, says', [
+    ('{"gold": "1"}', "line 1: no field 'response'"), ('nonsense', 'line 1: not a JSON object'),
+    ('{"gold": [1], "response": "1"}', 'line 1: gold is [1]')])
+def test_verify_names_the_bad_line(tmp_path, text, says):
+    pytest.importorskip('math_verify')
+    path = tmp_path/'bad.jsonl'
+    path.write_text(text)
+    code, out, err = r1nb('verify', str(path))
+    assert code == 2 and says in err and err.count('\n') == 1 and 'Traceback' not in err
