@@ -40,8 +40,7 @@ extern __shared__ __align__(1024) u8 raw[];  // the dynamic shared memory
 struct Smem {  // offsets in dynamic shared memory
   static constexpr int a = 0, b = a + STAGES * A_BYTES, d = b + STAGES * B_BYTES;
   static constexpr int sa = d + (D_BYTES + 1023) / 1024 * 1024, sb = sa + STAGES * SA_BYTES;
-  static constexpr int full = sb + SLOTS * 128, empty = full + 8 * STAGES,
-                       bytes = empty + 8 * STAGES;
+  static constexpr int full = sb + SLOTS * 128, empty = full + 8 * STAGES;
 };
 
 // --- which tile, in which order ---------------------------------------------------------------

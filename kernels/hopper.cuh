@@ -29,12 +29,7 @@ DEVICE u32 in_block(u32 address, u32 rank) {  // the same place in another block
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(x) : "r"(address), "r"(rank));
   return x;
 }
-DEVICE float load_remote(u32 address) {  // address from in_block
-  float x;
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(x) : "r"(address));
-  return x;
-}
-DEVICE float4 load_remote4(u32 address) {
+DEVICE float4 load_remote4(u32 address) {  // address from in_block
   float4 x;
   asm volatile("ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [%4];"
                : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
@@ -103,8 +98,7 @@ DEVICE bool barrier_try(u32 bar, u32 parity) {
 DEVICE void barrier_wait(u32 bar, u32 parity) { while (!barrier_try(bar, parity)); }
 
 // --- the copy engine --------------------------------------------------------------------------
-constexpr u64 EVICT_NORMAL = 0x1000000000000000ull, EVICT_FIRST = 0x12F0000000000000ull,
-              EVICT_LAST = 0x14F0000000000000ull;
+constexpr u64 EVICT_NORMAL = 0x1000000000000000ull, EVICT_FIRST = 0x12F0000000000000ull;
 
 DEVICE void prefetch_map(const TensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
