@@ -1,6 +1,8 @@
 """How good and how fast are the verdicts on graded model answers, beside Math-Verify's own?
 
-    python tests/measure_answers.py [tune|report] [--errors]     needs ../shared/data (or R1NB_DATA)
+    python tests/measure_answers.py [tune|report] [--errors] [--store]
+
+Needs ../shared/data (or R1NB_DATA); --store writes nbs/results/math_answers.json.
 
 Split by problem: `tune` was looked at while the rules were written, `report` was not. Rows whose
 label is demonstrably wrong are listed with their reason in wrong_labels.json and set aside. Tasks
@@ -11,6 +13,7 @@ the form alone).
 import hashlib, json, os, sys, time
 from collections import defaultdict
 from pathlib import Path
+from r1nb.roofline import record
 
 HERE = Path(__file__).parent
 DATA = Path(os.environ.get('R1NB_DATA') or HERE.parent/'../shared/data')/'graded'
@@ -60,20 +63,26 @@ def show(name, table, seconds, late):
               f' of wrong)  false negatives {fn:3} ({fn/max(1, right):6.2%} of right)')
     if seconds: print(f'{name:12} {n/seconds:8.1f} a second; latency p50 {late[n//2]*1e3:.2f} ms, '
                       f'p99 {late[int(n*.99)]*1e3:.1f} ms, worst {late[-1]*1e3:.0f} ms')
-    return n/seconds
+    return dict(false_positive=table['all'][1], false_negative=table['all'][2], rows=n,
+                right=table['all'][3], per_second=n/seconds, p99_ms=1e3*late[int(n*.99)])
 
 def main(half='report', *flags):
     from r1nb.math_answers import verify_all
-    items = list(rows(half))
+    items, found = list(rows(half)), {}
     ours(False)('x+1', '\\boxed{1+x}')
     for strict, name in ((False, 'evaluate'), (True, 'reward')):
         errors = []
-        show(name, *judge(items, ours(strict), errors))
+        table, seconds, late = judge(items, ours(strict), errors)
+        found[f'r1nb, {name}'] = one = show(name, table, seconds, late)
+        if strict:   # one source marks its answers by `A:`, not by a box: those are not paid
+            one['unpaid_by_design'] = table['gsm8k_openai'][2]
+            one['false_negative'] -= one['unpaid_by_design']
         if '--errors' in flags and not strict:
             for r in errors: print(json.dumps([r['source'], r['id'], r['label'], r['gold'],
                                                r['answer_text'][-160:]], ensure_ascii=False))
     if '--errors' in flags: return
-    rate = show('Math-Verify', *judge(items, math_verify_alone))
+    found['Math-Verify'] = show('Math-Verify', *judge(items, math_verify_alone))
+    rate = found['Math-Verify']['per_second']
     from r1nb import math_answers
     for pool in math_answers.POOL.values(): pool.close()
     math_answers.POOL.clear(); math_answers.CACHE.clear()   # nothing remembered, processes warm
@@ -84,5 +93,9 @@ def main(half='report', *flags):
     ours_rate = len(items)/(time.perf_counter() - start)
     print(f'verify_all, 2 processes: {ours_rate:.0f} a second, '
           f'{ours_rate/rate:.1f} times Math-Verify')
+    if '--store' not in flags: return
+    set_aside = json.loads((HERE/'wrong_labels.json').read_text())
+    record(HERE.parent/'nbs/results/math_answers.json', half=half, settings=found,
+           set_aside=len(set_aside), two_processes_per_second=ours_rate)
 
 if __name__ == '__main__': main(*sys.argv[1:])
