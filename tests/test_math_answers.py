@@ -22,7 +22,9 @@ SAME = [('1/2', '0.5'), ('\\frac{1}{2}', '\\dfrac12'), ('0.5', '50\\%'), ('50%',
     ('1\\pm\\sqrt{2}', '1+\\sqrt{2}, 1-\\sqrt{2}'), ('6 - 9i', '-9i+6'), ('x=5', 'x = 5'),
     ('45^\\circ', '45'), ('2*x**3 + C', '2x^3 + C'), ('0x1f', '0x1F'), ('2 × 3 × 3', '3*2*3'),
     ('\\frac{\\pi}{6}', 'π/6'), ('120', '5!'), ('y = 2x+3', 'y=3+2x'), ('10', '\\binom{5}{2}'),
-    ('2*x**3*exp(x)', '2x^3e^{x}'), ('3*sin(x)', '3\\sin x')]
+    ('2*x**3*exp(x)', '2x^3e^{x}'), ('3*sin(x)', '3\\sin x'), ('x=5', '5'),
+    ('3 km', '3000 m'), ('120 min', '2 \\text{ h}'), ('\\$5', '500 cents'), ('$5', '5'),
+    ('0.6666666667', '\\frac23'), ('5000000', '5 million'), ('6', '6th')]
 OTHER = [('1', '-1'), ('1/2', '1/3'), ('52_7', '52_8'), ('1,2,3', '3'), ('3', '1, 2, 3'),
     ('\\{1,2,3\\}', '\\{1,2\\}'), ('\\{1,2\\}', '\\{1,2,3\\}'), ('(1,2)', '(2,1)'), ('[1,2]',
     '(1,2)'),
@@ -31,7 +33,9 @@ OTHER = [('1', '-1'), ('1/2', '1/3'), ('52_7', '52_8'), ('1,2,3', '3'), ('3', '1
     ('\\sqrt{2}', '\\sqrt{3}'), ('x>3', 'x<3'), ('2', '2x'), ('0', '1/2004!'), ('0x1f', '0x1e'),
     ('2 × 3 × 3', '18'), ('(1,2)', '(1,2,3)'), ('1/2', '2/4'), ('x+1', 'x+1.001'), ('100', '1'),
     ('\\begin{pmatrix}1\\\\2\\end{pmatrix}', '\\begin{pmatrix}1&2\\end{pmatrix}'), ('5', '5 or 6'),
-    ('3_8', '4_8'), ('5', '?'), ('\\frac{}{2}', '0'), ('x^2+1', 'x^2+1=0')]
+    ('3_8', '4_8'), ('5', '?'), ('\\frac{}{2}', '0'), ('x^2+1', 'x^2+1=0'),
+    ('3 km', '3 m'), ('3000', '3 km'), ('\\$5', '5 cents'), ('2 h', '2 min'), ('5', '5 million'),
+    ('5 cm', '5 cm^2'), ('2', '2x^2'), ('2', '2xy'), ('0.5', '0.54'), ('x=5', '6')]
 
 @pytest.mark.parametrize('strict', [True, False])
 @pytest.mark.parametrize('gold, answer', SAME)
@@ -41,7 +45,7 @@ def test_the_same(gold, answer, strict): assert ok(gold, answer, strict) == 1
 @pytest.mark.parametrize('gold, answer', OTHER)
 def test_not_the_same(gold, answer, strict): assert ok(gold, answer, strict) == 0
 
-@pytest.mark.parametrize('gold, answer', [('5', 'x=5'), ('x=5', '5'), ('50', '50\\%'), ('50%',
+@pytest.mark.parametrize('gold, answer', [('5', 'x=5'), ('50', '50\\%'), ('50%',
     '50'),
     ('3.14159', '3.1416'), ('(3,\\infty)', 'x > 3'), ('52_7', '52')])
 def test_lenient_only(gold, answer): assert ok(gold, answer, False) == 1 and ok(gold, answer) == 0
@@ -73,6 +77,18 @@ HOSTILE = ['10^10^10', '9^{9^{9^9}}', '9**9**9', '1000000!', '((10^6)!)!', '(10^
     '2^{99999999}', '\\sum_{i=1}^{10^9} i', '\\binom{1000000}{500000}', '3!!!!!!', 'lambda: 0',
     '(x+y+z+w)^{900}', '\\int e^{x^2}', '1e999999999', '{'*10**5, '\\sqrt'*300 + '2', '\x00', '٣',
     '\\left('*99, '$'*999, '\\def\\a{\\a\\a}\\a', '1/0', '0^{-1}', 'e^{e^{e^{e^9}}}', '\\ud800']
+
+@pytest.mark.parametrize('text, paid', [
+    ('so 3+4\nA: 7', 1), ('A: 7 apples\n<|im_end|>', 1), ('so\nA: 8', 0), ('A: 7\nA: 8', 0),
+    ('A: 8\nA: 7', 0), ('A: 7\nor so', 0), ('it is A: 7', 0), ('<think>A: 7', 0), ('A:', 0),
+    ('A: 8 \\boxed{7}', 1), ('A: 7 \\boxed{8}', 0)])
+def test_a_marker_may_be_named(text, paid):
+    assert verify('7', text, strict=Rules(marker='A:')).answer == paid
+    assert verify('7', text).answer == (paid and 'boxed' in text)
+
+def test_a_quoted_empty_box_is_no_answer():
+    assert verify('7', 'within \\boxed{}: \\boxed{7}').answer == 1
+    assert verify('7', '\\boxed{7} \\boxed{').answer == 0
 
 @pytest.mark.parametrize('answer', HOSTILE)
 def test_hostile_answers_are_wrong_in_time(answer):
@@ -141,7 +157,7 @@ def test_no_process_outlives_its_parent():
         with pytest.raises(ProcessLookupError): os.kill(pid, 0)
 
 def test_parts():
-    assert boxes('\\boxed{a{b}c} \\boxed {d} \\boxed{') == ['a{b}c', 'd', '']
+    assert boxes('\\boxed{a{b}c} \\boxed {d} \\boxed{') == ['a{b}c', 'd', None]
     assert number(tidy('1\\frac{1}{2}')) == 1.5 and number('x') is None
     assert refuse('1+1') == '' and 'deep' in refuse('('*20)
     assert extract('<answer>x</answer>') == ('x', '')
