@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['FIX', 'Busy', 'Refused', 'retry_after', 'check_url', 'read_key', 'deadline', 'Endpoint', 'exchange', 'faults',
-           'clean', 'complaint', 'settle']
+           'clean', 'complaint', 'settle', 'Completion', 'rejoin', 'count', 'shares', 'choice', 'completions']
 
-# %% ../nbs/33_endpoint.ipynb #7b61a216
+# %% ../nbs/33_endpoint.ipynb #ad28cee0
 import http.client, json, os, re, select, socket, ssl, threading, time
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from urllib.parse import SplitResult, urlsplit
 from . import __version__
@@ -222,3 +223,74 @@ def settle(
     if 300 <= status < 400: said = f': it points to {clean(head.get("Location"))!r}: use that'
     fix = FIX.get(status, '')
     raise Refused(f'{url}: status {status}{said}' + (f' ({fix})' if fix else ''), status)
+
+# %% ../nbs/33_endpoint.ipynb #295290af
+@dataclass(frozen=True)
+class Completion:
+    "One answer to one prompt."
+    text:str            # all that was written, the thought inside <think>…</think>
+    tokens:int          # written
+    prompt_tokens:int   # read and paid for; of n answers to one request only the first pays
+    finished:bool       # ended by itself, not cut off at the limit
+    ids:list|None=None  # token ids if the engine tells, the end token included
+
+def rejoin(
+    content:str,       # what the server calls the answer
+    reasoning:str='',  # what it calls the thought
+)->str:
+    "One text again: servers cut the thought off, templates swallow its first tag."
+    if reasoning:
+        closed = f'<think>\n{reasoning.strip()}\n</think>\n\n{content.strip()}'
+        return closed if content.strip() else closed[:closed.rindex('\n</think>')]
+    opened = '</think>' in content and '<think>' not in content
+    return ('<think>' if opened else '') + content.strip()
+
+# %% ../nbs/33_endpoint.ipynb #9c324f3b
+def count(
+    value,          # what a server gave as a number of tokens
+    n_bytes:int,    # of the text in question
+)->int:
+    "A token count; where it is missing or absurd, one token for three bytes."
+    good = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**9
+    return value if good else -(-n_bytes//3)
+
+def shares(
+    total:int,     # to divide
+    sizes:list,    # in proportion to these
+)->list[int]:      # whole numbers that add up to `total`
+    "Divide the tokens of a request among its answers."
+    ends = [total*sum(sizes[:i])//max(sum(sizes), 1) for i in range(len(sizes) + 1)]
+    return [b - a for a, b in zip(ends, [*ends[1:-1], total])]
+
+def choice(
+    c,         # one of the answers in a response
+    url:str,   # who gave it
+)->tuple:      # (text, ended by itself, token ids or None)
+    "Read one answer, trusting nothing about its shape."
+    m = c.get('message') if isinstance(c, dict) else None
+    if not isinstance(m, dict): raise Busy(f'{url}: an answer without a message')
+    text, why = m.get('content'), c.get('finish_reason')
+    thought, ids = m.get('reasoning_content') or m.get('reasoning'), c.get('token_ids')
+    if any(not isinstance(t, str | None) for t in (text, thought)):
+        raise Busy(f'{url}: a message that is not text')
+    if why == 'insufficient_system_resource': raise Busy(f'{url}: {why}')
+    whole = isinstance(ids, list) and all(type(i) is int and i >= 0 for i in ids)
+    text = rejoin(text or '', thought or '').encode('utf-8', 'replace').decode()
+    return text, why == 'stop', ids if whole else None
+
+# %% ../nbs/33_endpoint.ipynb #4c1ab9ae
+def completions(
+    found:dict,   # a chat completion as JSON
+    n:int,        # answers wanted
+    asked:int,    # bytes of the prompt
+    url:str,      # for messages
+)->list[Completion]:  # n or fewer
+    "Read a response: every answer, and what it cost."
+    rows, usage = found.get('choices'), found.get('usage')
+    if not isinstance(rows, list) or not rows: raise Busy(f'{url}: a response without answers')
+    rows, usage = [choice(c, url) for c in rows[:n]], usage if isinstance(usage, dict) else {}
+    sizes = [len(text.encode()) for text, *_ in rows]
+    written = shares(count(usage.get('completion_tokens'), sum(sizes)), [s + 1 for s in sizes])
+    read = count(usage.get('prompt_tokens'), asked)
+    return [Completion(text, len(ids) if ids else k, 0 if i else read, done, ids)
+            for i, ((text, done, ids), k) in enumerate(zip(rows, written))]
