@@ -277,13 +277,12 @@ def attend(q, cache, table, lengths):
 def mla(a):
     "Absorbed decode: 128 and 16 heads, bf16 and FP8 cache; split, combine, nothing else."
     from r1nb.kernels import mla_decode as wide, mla_decode16 as narrow
-    from r1nb.mla_decode import plan
     def call(H, x, p=None):
         if H > 16: return wide.decode64(*x, 192**-.5, plan=p)[0]
         return narrow.decode16(*x, 192**-.5, plan=p)[0]
     for H in (128, 16):
         for fp8 in (False, True):
-            for B, L in ((1, 1), (3, 65), (2, 1000), (1, 4097)):
+            for B, L in ((1, 1), (3, 65), (2, 1000), (1, 4097), (32, 200), (33, 64)):
                 x = pages(B, L, fp8, H)
                 e = error(call(H, x), attend(*x))
                 require(e < 6e-3, f'mla {H} heads, {B} x {L}, fp8={fp8}: error {e:.1e}')
@@ -294,9 +293,7 @@ def mla(a):
         for B, L in a.batches:
             for fp8 in (False, True):
                 first = pages(B, L, fp8, H)
-                args = (wide.workers(first[0]),)
-                if H <= 16: args = narrow.workers(first[0]), narrow.UNIT, narrow.OVERHEAD
-                p = plan([L]*B, *args).to('cuda')
+                p = (wide if H > 16 else narrow).schedule(first[0], [L]*B)
                 each = B*L*(656 if fp8 else 1152)
                 sets = min(16, math.ceil(220e6/each))
                 inputs = [first] + [pages(B, L, fp8, H) for _ in range(sets - 1)]

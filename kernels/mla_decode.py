@@ -23,6 +23,12 @@ def workers(q):
     return max(1, multiprocessors(q.device)//(q.shape[1]//64))
 
 
+def schedule(q, lengths):
+    "The plan for these lengths (on the host, or it waits); of a step, for all of its layers."
+    from r1nb.mla_decode import plan
+    return plan(lengths, workers(q)).to(q.device)
+
+
 def buffers(q, slots):
     "What a call writes: out, lse, and room for the pieces of split requests."
     import torch
@@ -37,16 +43,14 @@ def decode64(
     page_table,  # [B,max_pages] int32
     lengths,     # [B] int32 on the GPU
     scale,       # of the scores, natural units
-    plan=None,   # r1nb.mla_decode.plan(lengths, workers(q)) on the GPU; None: made here (waits)
+    plan=None,   # `schedule(q, lengths)`; None: made here
     out=None,    # what `buffers` returned, to use again
     **defines,   # macros of mla_decode.cu
 ):               # out [B,H,512] bf16, lse [B,H] fp32
-    "Launch the split kernel and the merge."
+    "Launch the split kernel and, where a request was cut, the merge."
     B, H, D = q.shape
     require(H % 64 == 0 and D == 576, f'q is {tuple(q.shape)}: use [B, a multiple of 64, 576]')
-    if plan is None:
-        from r1nb.mla_decode import plan as make
-        plan = make(lengths, workers(q)).to(q.device)
+    plan = plan or schedule(q, lengths)
     n, fp8 = len(plan.first) - 1, isinstance(cache, tuple)
     out, lse, part, part_lse = out or buffers(q, 2*n)
     cluster = defines.setdefault('CLUSTER', 2 if H % 128 == 0 and not fp8 else 1)
@@ -56,5 +60,5 @@ def decode64(
         tensor_map(out.view(B*H, 512), (64, 64)), tensor_map(part.view(-1, 512), (64, 32)),
         plan.first, plan.segments, page_table, page_table.stride(0), lse, part_lse,
         H, scale*math.log2(math.e), latent, scales, smem=SMEM, cluster=cluster, overlap=True)
-    combine(part, part_lse, plan, lengths, out, lse)
+    if not plan.whole: combine(part, part_lse, plan, lengths, out, lse)
     return out, lse

@@ -27,6 +27,12 @@ def workers(q):
     return multiprocessors(q.device)
 
 
+def schedule(q, lengths):
+    "The plan for these lengths (on the host, or it waits); of a step, for all of its layers."
+    from r1nb.mla_decode import plan
+    return plan(lengths, workers(q), UNIT, OVERHEAD).to(q.device)
+
+
 def maps(cache, promote=128):
     "Entry point, and the cache as the copy engine sees it: boxes of 64 rows of 128 bytes."
     boxes = lambda t, width: tensor_map(t, (1, 64, width), promote=promote)
@@ -54,17 +60,15 @@ def decode16(
     page_table,  # [B,max_pages] int32
     lengths,     # [B] int32 on the GPU
     scale,       # of the scores, natural units
-    plan=None,   # plan(lengths, workers(q), UNIT, OVERHEAD) on the GPU; None: made here (waits)
+    plan=None,   # `schedule(q, lengths)`; None: made here
     out=None,    # what `buffers` returned, to use again
     **defines,   # macros of mla_decode16.cu
 ):               # out [B,H,512] bf16, lse [B,H] fp32
-    "Launch the split kernel and the combine."
+    "Launch the split kernel and, where a request was cut, the merge."
     require(q.shape[1] <= 16 and q.shape[2] == 576,
             f'q is {tuple(q.shape)}: the kernel wants [B, up to 16, 576]')
-    if plan is None:
-        from r1nb.mla_decode import plan as make
-        plan = make(lengths, workers(q), UNIT, OVERHEAD).to(q.device)
+    plan = plan or schedule(q, lengths)
     out = out or buffers(q, 2*(len(plan.first) - 1))
     split(q, cache, page_table, scale, plan, out, **defines)
-    combine(*out[2:], plan, lengths, *out[:2])
+    if not plan.whole: combine(*out[2:], plan, lengths, *out[:2])
     return out[:2]

@@ -88,13 +88,14 @@ def _reference(q, cache, page_table, lengths, scale):
         out[b] = y.to(q.dtype)
     return out, lse
 
-# %% ../nbs/24_mla_decode.ipynb #09e00da1
+# %% ../nbs/24_mla_decode.ipynb #163bfff9
 class Plan(NamedTuple):
     "Which worker reads which tokens; int32 tensors, made once a step and used by every layer."
     first:Tensor     # [workers+1] worker p owns segments first[p] to first[p+1]-1
     segments:Tensor  # [workers+B,4] (request, first token, end token, slot); slot -1: not cut
     splits:Tensor    # [B+1] the pieces of request b are slots splits[b] to splits[b+1]-1
-    def to(self, device): return Plan(*(t.to(device) for t in self))
+    whole:bool       # no request was cut or is empty: there is nothing to merge
+    def to(self, device): return Plan(*(t.to(device) for t in self[:3]), self.whole)
 
 def _fill(sizes, workers, budget, overhead):
     "Segments (request, first unit, end unit) per worker, or None if `budget` is too small."
@@ -109,12 +110,28 @@ def _fill(sizes, workers, budget, overhead):
         rows.append(mine)
     return rows if b == len(sizes) else None
 
-# %% ../nbs/24_mla_decode.ipynb #4295a2c3
+# %% ../nbs/24_mla_decode.ipynb #7b2c9ba3
+def _write_down(rows, lengths, unit, whole):
+    "The plan whose worker w has the segments rows[w] (request, first unit, end unit)."
+    parts = [0]*len(lengths)
+    for b, _, _ in sum(rows, []): parts[b] += 1
+    splits, segments, first = [0], [], [0]
+    for n in parts: splits.append(splits[-1]+(n if n > 1 else 0))
+    slot = list(splits)
+    for row in rows:
+        for b, i, j in row:
+            segments.append((b, i*unit, min(j*unit, lengths[b]), slot[b] if parts[b] > 1 else -1))
+            slot[b] += 1
+        first.append(len(segments))
+    segments += [(0, 0, 0, -1)]*(len(rows)+len(lengths)-len(segments))
+    return Plan(*(torch.tensor(t, dtype=torch.int32) for t in (first, segments, splits)), whole)
+
+# %% ../nbs/24_mla_decode.ipynb #cf4a86cb
 def plan(
     lengths,        # [B] tokens of each request, a list or a tensor
     workers:int,    # thread blocks that share the tokens
     unit:int=128,   # tokens; cuts fall on multiples of it
-    overhead:int=2, # units; what opening one more segment costs
+    overhead:int=2, # units; what opening one more segment costs, or merging
 )->Plan:
     "Cut all requests into segments so that the busiest worker is as little busy as possible."
     lengths = [int(n) for n in lengths]
@@ -126,19 +143,9 @@ def plan(
         middle = (low+high)//2
         if _fill(sizes, workers, middle, overhead): high = middle
         else: low = middle+1
-    rows = _fill(sizes, workers, low, overhead)
-    parts = [0]*len(sizes)
-    for b, _, _ in sum(rows, []): parts[b] += 1
-    splits, segments, first = [0], [], [0]
-    for n in parts: splits.append(splits[-1]+(n if n > 1 else 0))
-    slot = list(splits)
-    for row in rows:
-        for b, i, j in row:
-            segments.append((b, i*unit, min(j*unit, lengths[b]), slot[b] if parts[b] > 1 else -1))
-            slot[b] += 1
-        first.append(len(segments))
-    segments += [(0, 0, 0, -1)]*(workers+len(sizes)-len(segments))
-    return Plan(*(torch.tensor(t, dtype=torch.int32) for t in (first, segments, splits)))
+    whole = 0 < len(sizes) <= workers and 0 < min(sizes) and max(sizes) <= low
+    rows = [[(b, 0, n)] for b, n in enumerate(sizes)] if whole else None
+    return _write_down(rows or _fill(sizes, workers, low, overhead), lengths, unit, whole)
 
 # %% ../nbs/24_mla_decode.ipynb #9e57fc6d
 def _check(q, cache, page_table, lengths, scale):

@@ -93,7 +93,8 @@ def checks(fp8, portable=True):
     rows = [(f'{n} tokens', cuda, [n], 128, {}) for n in (1, 63, 64, 65, 128, 129, 257, 4097)]
     rows += [('64 heads', cuda, [700, 64, 3000], 64, {}),
              ('256 heads', cuda, [700, 64, 3000], 256, {}),
-             ('ragged', cuda, ragged, 128, {}), ('128 requests', cuda, many, 128, {}),
+             ('ragged', cuda, ragged, 128, {}), ('none cut', cuda, list(range(64, 124)), 128, {}),
+             ('128 requests', cuda, many, 128, {}),
              ('very unequal', cuda, [20000, 1, 0, 64, 5, 300, 0], 128, {}),
              ('loud', cuda, [1000, 2000, 3000], 128, dict(loud=5.)),
              ('growing', cuda, [1000, 2000, 3000], 128, dict(growing=True)),

@@ -103,6 +103,7 @@ def checks(kind, defines, small=False):
     ok &= check('ragged', kind, some(3000, 32), defines=defines)
     ok &= check('very unequal', kind, [20000, 1, 0, 64, 5, 300, 0], defines=defines)
     ok &= check('128 requests', kind, some(700, 128), defines=defines)
+    ok &= check('none cut', kind, [64 + i for i in range(100)], defines=defines)
     ok &= check('nothing at all', kind, [0, 0], defines=defines)
     ok &= check('loud', kind, [1000, 2000, 3000], defines=defines, loud=5.)
     ok &= check('very loud', kind, [1000, 2000, 3000], defines=defines, loud=30.)

@@ -74,7 +74,8 @@ def test_a_plan_covers_every_token_once(seed):
         unit = r.choice([64, 128])
         lengths = [r.choice([0, 1, 64, 65, 129, r.randint(1, 9000)]) for _ in range(B)]
         p, have = plan(lengths, workers, unit), {}
-        assert len(p.first) == workers + 1 and len(p.segments) == workers + B
+        assert len(p.first) - 1 == (B if p.whole else workers)
+        assert len(p.segments) == len(p.first) - 1 + B
         for b, first, end, slot in p.segments[:p.first[-1]].tolist():
             assert first % unit == 0 and first < end
             have.setdefault(b, []).append((first, end, slot))
@@ -85,6 +86,15 @@ def test_a_plan_covers_every_token_once(seed):
             assert [s for *_, s in mine] == slots
             assert k != 1 and (k or len(mine) <= 1)
         assert p.splits[-1] <= 2*workers
+
+
+def test_nothing_is_cut_where_that_balances():
+    assert plan([4096]*128, 132, 64, 3).whole and not plan([4096]*128, 132, 64, 3).splits.any()
+    assert not plan([4096]*32, 132, 64, 3).whole
+    assert not plan([4096]*127 + [0], 132, 64, 3).whole       # somebody must write the zeros
+    assert not plan([100_000] + [200]*31, 132, 64, 3).whole
+    assert not plan([4096]*133, 132, 64, 3).whole
+    assert not plan([], 132, 64, 3).whole
 
 
 def test_a_plan_is_balanced():
