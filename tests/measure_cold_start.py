@@ -1,0 +1,80 @@
+"""Reinforcement from a base and from cold starts: nbs/results/cold_start.json.
+
+    OMP_NUM_THREADS=1 python tests/measure_cold_start.py FOLDER ZEROS [WORKERS] [SEEDS, as 0,1,2] [SECONDS]
+ZEROS holds a reasoner's checkpoint for each seed, in zero0, zero1, …: the `zero/checkpoint` of
+`r1nb run --seed SEED`. One process a run (kind and seed), one JSON file a run in FOLDER;
+`python tests/measure_cold_start.py join OUT FOLDER` makes the result of them.
+"""
+import json, os, subprocess, sys, time
+from dataclasses import asdict, replace
+from pathlib import Path
+import torch
+import r1nb
+from r1nb.cold_start import cold_start, drafts, editors_report
+from r1nb.core import hardware, write_atomic
+from r1nb.model import R1Model
+from r1nb.r1_zero import ZeroConfig, zero
+from r1nb.rollout import ask
+from r1nb.tasks import countdown
+
+ASSETS = Path(r1nb.__file__).parent/'assets'
+RECIPE, LESSONS, ASKED = ZeroConfig(steps=40), 400, 1200
+KINDS = ('base', 'rewritten', 'shuffled', 'answer only', 'raw')
+KEPT = ('accuracy', 'mean_tokens', 'format', 'truncated', 'arithmetic_errors', 'flops')
+HELD = int(os.environ.get('HELD', 600))
+
+def look(model, seed):
+    problems = countdown(HELD, 1, split='held_out')
+    traces = ask(model, problems, max_new=160, seed=seed)
+    samples = [[t.prompt, t.response] for t in traces[:6]]
+    return editors_report(problems, traces) | dict(n=HELD, samples=samples)
+
+def one(kind, seed, zeros, file):
+    torch.set_num_threads(1)
+    start, c, lessons, asked = time.perf_counter(), RECIPE, LESSONS, ASKED
+    if 'TINY' in os.environ: c, lessons, asked = replace(c, steps=2, prompts=4), 32, 120
+    model = R1Model.from_pretrained(ASSETS/'nano')
+    run = dict(kind=kind, seed=seed, curve={k: [] for k in KEPT})
+    if kind != 'base':
+        teacher, problems = R1Model.from_pretrained(Path(zeros)/f'zero{seed}'), countdown(asked, seed + 500)
+        traces = ask(teacher, problems, max_new=160, seed=seed)
+        run['teacher'] = editors_report(problems, traces)
+        model = cold_start(model, drafts(problems, traces, lessons, kind, seed), seed=seed)
+    run['before'] = look(model, seed)
+    def log(row):
+        for k in KEPT: run['curve'][k].append(round(row[k], 4))
+        write_atomic(file, json.dumps(run))
+    zero(model, countdown(20_000, seed), c, seed, log=log)
+    run['after'] = look(model, seed + 100)
+    run['seconds'] = round(time.perf_counter() - start, 1)
+    write_atomic(file, json.dumps(run))
+    print(kind, seed, run['seconds'], {k: [round(run[w][k], 3) for w in ('before', 'after')]
+                                       for k in ('right', 'readable', 'format', 'tokens')}, flush=True)
+
+def main(folder, zeros, workers=4, seeds='0,1,2', until=460):
+    folder, start, running = Path(folder), time.monotonic(), []
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder/'hardware.json', json.dumps(hardware()))
+    for seed in map(int, seeds.split(',')):
+        for kind in KINDS:
+            file = folder/f'{kind.replace(" ", "_")}-{seed}.json'
+            while sum(p.poll() is None for p in running) >= int(workers): time.sleep(.5)
+            if time.monotonic() - start > float(until)*.45: break
+            running.append(subprocess.Popen([sys.executable, __file__, 'one', kind, str(seed), zeros, file]))
+    for p in running:
+        try: p.wait(max(float(until) - (time.monotonic() - start), .1))
+        except subprocess.TimeoutExpired: p.kill()
+
+def join(out, folder):
+    runs = [json.loads(f.read_text()) for f in sorted(Path(folder).glob('*-*.json'))]
+    runs = sorted((r for r in runs if 'after' in r), key=lambda r: (KINDS.index(r['kind']), r['seed']))
+    what = dict(what='GRPO from the nano base and from cold starts of it', lessons=LESSONS,
+                asked=ASKED, command='python tests/measure_cold_start.py FOLDER ZEROS, then join OUT FOLDER',
+                hardware=json.loads((Path(folder)/'hardware.json').read_text()), recipe=asdict(RECIPE))
+    lines = ',\n'.join(json.dumps(r, separators=(',', ':')) for r in runs)
+    Path(out).write_text(json.dumps(what)[:-1] + ', "runs": [\n' + lines + ']}\n')
+
+if __name__ == '__main__':
+    if sys.argv[1] == 'join': join(*sys.argv[2:])
+    elif sys.argv[1] == 'one': one(sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5])
+    else: main(*sys.argv[1:])
