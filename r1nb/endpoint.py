@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['FIX', 'Busy', 'Refused', 'retry_after', 'check_url', 'read_key', 'deadline', 'Endpoint', 'exchange', 'faults',
-           'clean', 'complaint', 'settle', 'Completion', 'rejoin', 'count', 'shares', 'choice', 'completions']
+           'clean', 'complaint', 'settle', 'Completion', 'rejoin', 'count', 'shares', 'choice', 'completions',
+           'stand_in']
 
-# %% ../nbs/33_endpoint.ipynb #ad28cee0
+# %% ../nbs/33_endpoint.ipynb #699a87b4
 import http.client, json, os, re, select, socket, ssl, threading, time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import SplitResult, urlsplit
 from . import __version__
 from .core import R1Error, require
@@ -46,21 +48,19 @@ def retry_after(
         except (TypeError, ValueError, OverflowError): return None
     return None if wait != wait else min(max(wait, 0.), 3600.)
 
-# %% ../nbs/33_endpoint.ipynb #9c9e911a
+# %% ../nbs/33_endpoint.ipynb #2080e140
 def check_url(
     url:str,  # 'https://api.deepseek.com/v1'
 )->SplitResult:
     "An address that a request may go to."
-    ok = isinstance(url, str) and url.isascii() and url.isprintable() and ' ' not in url
-    with suppress(ValueError):
-        at = urlsplit(url) if ok else None
-        if at and at.scheme in ('http', 'https') and at.hostname and at.port != 0:
-            require('@' not in at.netloc, 'the url holds a password: leave it out, and name an '
-                    'environment variable instead (key=NAME)')
-            require(not at.query and not at.fragment, f'{url!r:.80}: leave out what follows ? or #')
-            return at
-    raise R1Error(f'{url!r:.80} is no address of a server: give http:// or https://, a host, '
-                  'and the path that ends in /v1')
+    try: at, ok = urlsplit(url), re.fullmatch(r'[!-~]+', url) and urlsplit(url).port != 0
+    except (AttributeError, TypeError, ValueError): at = ok = None
+    require('@' not in str(url), 'an address with @ may hold a password: leave it out, and name '
+            'an environment variable instead (key=NAME)')
+    require(ok and at.scheme in ('http', 'https') and at.hostname, f'{url!r:.80} is no address of '
+            'a server: give http:// or https://, a host, and the path that ends in /v1')
+    require(not at.query and not at.fragment, f'{url!r:.80}: leave out what follows ? or #')
+    return at
 
 def read_key(
     key:str,         # name of an environment variable; '' for none
@@ -73,7 +73,7 @@ def read_key(
     secret = os.environ.get(key, '').strip()
     require(secret, f'the environment variable {key} is empty: export {key}=... first')
     require(re.fullmatch(r'[!-~]+', secret), f'{key} holds characters no API key has: set it again')
-    local = at.hostname in ('localhost', '::1') or at.hostname.startswith('127.')
+    local = re.fullmatch(r'localhost|::1|127(\.\d{1,3}){3}', at.hostname)
     require(at.scheme == 'https' or local, f'{at.hostname}: the key in {key} would travel in the '
             'clear: use https')
     return secret
@@ -95,7 +95,7 @@ def deadline(
     try: yield over
     finally: timer.cancel()
 
-# %% ../nbs/33_endpoint.ipynb #df843223
+# %% ../nbs/33_endpoint.ipynb #019b10eb
 class Endpoint:
     "One address; each thread that asks keeps its own connection open."
     def __init__(self,
@@ -103,7 +103,7 @@ class Endpoint:
         key:str='',          # environment variable that holds the API key
         timeout:float=600.,  # seconds for one answer, from the first byte sent to the last read
     ):
-        self.url, self.at, self.key = url.rstrip('/'), check_url(url), key
+        self.at, self.url, self.key = check_url(url), url.rstrip('/'), key
         require(0 < timeout < 86400, f'timeout={timeout}: seconds, above 0 and below a day')
         self.timeout, self.mine = timeout, threading.local()
         read_key(key, self.at)
@@ -294,3 +294,27 @@ def completions(
     read = count(usage.get('prompt_tokens'), asked)
     return [Completion(text, len(ids) if ids else k, 0 if i else read, done, ids)
             for i, ((text, done, ids), k) in enumerate(zip(rows, written))]
+
+# %% ../nbs/33_endpoint.ipynb #f13de45f
+@contextmanager
+def stand_in(
+    reply,  # takes a request's JSON; gives (status, headers, JSON or bytes), or None to hang up
+):          # its address
+    "A server on this machine that says what it is told to: for rehearsals and planted faults."
+    class Told(BaseHTTPRequestHandler):
+        protocol_version, wbufsize = 'HTTP/1.1', -1
+        def log_message(self, *args): pass
+        def do_POST(self):
+            said = reply(json.loads(self.rfile.read(int(self.headers['Content-Length']))))
+            self.close_connection = said is None
+            if said is None: return
+            data = said[2] if isinstance(said[2], bytes) else json.dumps(said[2]).encode()
+            self.send_response(said[0])
+            for k, v in {'Content-Length': len(data), **said[1]}.items(): self.send_header(k, v)
+            self.end_headers()
+            self.wfile.write(data)
+    with ThreadingHTTPServer(('127.0.0.1', 0), Told) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, args=(.05,), daemon=True).start()
+        try: yield f'http://127.0.0.1:{server.server_port}/v1'
+        finally: server.shutdown()

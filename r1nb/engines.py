@@ -135,14 +135,15 @@ class Local(Teacher):
                 rows += [(decode(r[:-1] if d else r), r, d) for r, d in zip(s.ids, s.done)]
         return paid(rows, w.n, list(map(len, asked)))
 
-# %% ../nbs/33_engines.ipynb #59134aef
+# %% ../nbs/33_engines.ipynb #1f8c2ef0
 def home(
     model:str,  # folder, hub name, or a model that ships with r1nb
 )->str:         # what transformers and vLLM open
     "A folder if it is one of ours, else the name as it stands."
     try: return str(checkpoint(model))
     except R1Error: pass
-    require(model[0] not in '/.~', f'{model!r:.80} is no checkpoint: give a folder with config.json')
+    require(model[0] not in '/.~', f'{model!r:.80} is no checkpoint: give a folder with '
+            'config.json')
     return model
 
 def tokenizer_of(
