@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import NamedTuple
 from .core import R1Error, require
 
-# %% ../nbs/32_equations.ipynb #ce5ce2a8
+# %% ../nbs/32_equations.ipynb #b9972299
 SIGNS = str.maketrans({'×': '*', '·': '*', '∙': '*', '÷': '/', '−': '-', '–': '-', '≈': '~',
     '\xa0': ' ', '\u2009': ' ', '\u202f': ' ', '[': '(', ']': ')', '²': '^2', '³': '^3',
     '½': '(1/2)', '€': '$', '£': '$', '¢': '$', '°': ' ', '√': '¿', 'π': '¿', '|': '¿', '…': '¿',
@@ -28,7 +28,8 @@ SPELLING = [(re.compile(a), b) for a, b in (
     (r'\\(?:times|cdot|ast)(?![a-zA-Z])', ' * '), (r'\\div(?![a-zA-Z])', ' / '),
     (r'\\(?:approx|simeq|doteq|sim)(?![a-zA-Z])', ' ~ '), (r'\\%|\bpercent\b', '%'),
     (r'\\(?:implies|[Rr]ightarrow|to|neq?|leq?|geq?|equiv)(?![a-zA-Z])|\\\\', ';'),
-    (r'\\[$()\[\],;:! ]|&', ' '), (r'\\[a-zA-Z]+|\.\.+', '¿'), (r'[=-]>|!=|<=|>=|[<>]', ';'),
+    (r'\\[$()\[\],;:! ]|&', ' '), (r'\\[a-zA-Z]+|\.\.+', '¿'),
+    (r'[=-]>|(?<![\d)])!=|<=|>=|[<>]', ';'),
     (r'==', '='), (r'(?<=[\d)}]) ?\*\* ?(?=[-\d(])', '^'), (r'\*\*', ' '))]
 
 def one_spelling(
@@ -244,12 +245,13 @@ def agree(
             if a.signs and b.signs and about and abs(x - y) <= abs(x)/20: return True
     return False
 
-# %% ../nbs/32_equations.ipynb #593de2d4
+# %% ../nbs/32_equations.ipynb #f5534dd8
 def head(
     seg:list,  # of Token, right of an equals sign
 )->list:       # the sum it begins with
     "Up to the first word, unless that word is part of the sum."
     n = next((i for i, t in enumerate(seg) if t.kind in 'w;'), len(seg))
+    while n and seg[n-1].text == '(': n -= 1  # "= 12 (as before)"
     if n == len(seg): return seg
     numeral = seg[n].kind == 'w' and seg[n].text.lower() in NUMERALS
     pair = seg[n].text == ',' and unbalanced(seg[:n])  # ( 3 , 4 )
