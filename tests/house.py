@@ -223,7 +223,7 @@ def contents(book):
         if listed.count(n) != 1: yield '_quarto.yml', f'lists {n}.ipynb {listed.count(n)} times'
     for n in listed:
         if n not in present: yield '_quarto.yml', f'lists {n}.ipynb, which is not in nbs/'
-    numbered = [n for n in listed if n[:2].isdigit()]
+    numbered = [n[:2] for n in listed if n[:2].isdigit()]  # within a number, the order is free
     if numbered != sorted(numbered): yield '_quarto.yml', 'the rooms are not in reading order'
 
 @rule
