@@ -11,7 +11,7 @@ import math, re
 from fractions import Fraction
 from functools import lru_cache
 
-# %% ../nbs/36_amounts.ipynb #61932add
+# %% ../nbs/36_amounts.ipynb #78b174b2
 D = r'(?:\d{1,60}(?:\.\d{0,60})?|\.\d{1,60})'
 PLAIN = re.compile(rf'([+-]?)\s?({D})(?:\s?(?:[eE]|(?:\\times|\\cdot|\*)\s?10\s?(?:\^|\*\*)\s?)'
                    r'\{?\(?([+-]?\d{1,3})\)?\}?)?')
@@ -21,8 +21,13 @@ MIXED = re.compile(rf'([+-]?)\s?(\d{{1,20}}(?=\s|\\frac))?\s?(?:\\frac\s?\{{\s?(
 def number(
     s:str,           # in one spelling: see `tidy` in the next room
 )->Fraction|None:    # exactly; None if it is not a plain number
-    "Whole numbers, decimals, 1e3, 1,000, fractions and mixed numbers."
+    "Whole numbers, decimals, 1e3, 1,000, repeating decimals, fractions, mixed numbers."
     if re.fullmatch(r'[+-]?\s?\d{1,3}(?:,\d{3}){1,9}(?:\.\d{0,20})?', s): s = s.replace(',', '')
+    if re.fullmatch(r'[+-]?\s?\d{1,3}(?: \d{3}){1,9}', s): s = s.replace(' ', '')
+    if m := re.fullmatch(r'([+-]?\d{0,30})\.(\d{0,30})\\overline\s?\{(\d{1,30})\}', s):
+        head, tail, again = m[1] or '0', m[2], m[3]
+        x = abs(int(head + tail)) + Fraction(int(again), 10**len(again) - 1)
+        return x/10**len(tail) * (-1 if '-' in head else 1)
     if re.fullmatch(r'[+-]?0(?:x[\da-fA-F]{1,60}|b[01]{1,60}|o[0-7]{1,60})', s):
         return Fraction(int(s, 0))
     if m := PLAIN.fullmatch(s):
@@ -155,7 +160,7 @@ def quantity(
     if len(kinds) > 1 or sizes != sorted(set(sizes), reverse=True): return None
     return sum(n*u[0] for n, u in found), *kinds
 
-# %% ../nbs/36_amounts.ipynb #65804535
+# %% ../nbs/36_amounts.ipynb #1c4804ee
 def same_number(
     gold:str,      # in one spelling
     answer:str,    # in one spelling
@@ -172,7 +177,7 @@ def same_number(
     if x is None or y is None: return None
     if '%' in (gu, au) and gu != au:
         if {gu, au} != {'%', ''}: return False
-        if rules.loose and close(x, y, g, a, rules.tolerance): return True
+        if rules.loose and abs(x) > 1 and close(x, y, g, a, rules.tolerance): return True
         return close(x/100 if gu else x, y/100 if au else y, g, a, rules.tolerance)
     (x, gu), (y, au) = times(x, gu), times(y, au)
     if gu and au and word(gu) != word(au): return False

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['REWARD', 'EVALUATE', 'LONGEST', 'MOST', 'ENDS', 'LEAVE', 'SAYS', 'FIGURE', 'SWAP', 'SPELL', 'MONEY', 'HOSTILE',
-           'GRID', 'NAMED', 'BASE', 'BELOW', 'WORDS', 'PRODUCT', 'CALLS', 'SAFE', 'Rules', 'boxes', 'one_box',
-           'extract', 'last_line', 'last_words', 'tidy', 'refuse', 'parts', 'shape', 'factors', 'same', 'same_shape',
-           'latex', 'formula']
+           'GRID', 'NAMED', 'BASE', 'CHOICES', 'BELOW', 'WORDS', 'PRODUCT', 'CALLS', 'SAFE', 'Rules', 'boxes',
+           'one_box', 'extract', 'last_line', 'last_words', 'tidy', 'refuse', 'parts', 'shape', 'factors', 'same',
+           'same_shape', 'latex', 'formula']
 
 # %% ../nbs/36_answer_forms.ipynb #39f35f5e
 import ast, operator, re
@@ -118,7 +118,7 @@ def last_words(
     numbers = FIGURE.findall(text)
     return (numbers[-1].rstrip(','), '') if numbers else ('', 'no answer found')
 
-# %% ../nbs/36_answer_forms.ipynb #9259d936
+# %% ../nbs/36_answer_forms.ipynb #82b35ccb
 SWAP = str.maketrans({k: f' {v} ' if v[:1] == '\\' else v for k, v in {
     '−': '-', '–': '-', '×': '\\times', '·': '\\cdot', '÷': '/', 'π': '\\pi', '∞': '\\infty',
     '≤': '\\le', '≥': '\\ge', '≠': '\\ne', '∪': '\\cup', '±': '\\pm', '√': '\\sqrt', '²': '^2',
@@ -130,7 +130,8 @@ SPELL = [(r'\\(?:text|textbf|textit|mathrm|mathbf|mbox|mathit)\s{0,9}\{([^{}]*)\
     (r'\\(l|g)eq?(?:slant)?(?![A-Za-z])', r'\\\1e '),
     (r'\\(?:langle|lparen|lbrace)(?![A-Za-z])', '('), (r'\\(?:rangle|rparen)(?![A-Za-z])', ')'),
     (r'\\frac\s{0,9}(\d)\s{0,9}(\d)', r'\\frac{\1}{\2}'), (r'(?<=\d)\{,\}(?=\d{3})', ','),
-    (r'\^\s{0,9}(?:\\circ|\{\s{0,9}\\circ\s{0,9}\})', ' degrees '), (r'\s+', ' ')]
+    (r'\^\s{0,9}(?:\\circ|\{\s{0,9}\\circ\s{0,9}\})', ' degrees '), (r'\+\s?(?=\\infty)', ''), (r'\\varnothing', r'\\emptyset'),
+    (r'\\mathbb\s?\{?R\}?|\\R(?![A-Za-z])', r'(-\\infty,\\infty)'), (r'\s+', ' ')]
 SPELL = [(re.compile(a), b) for a, b in SPELL]
 
 MONEY = re.compile(r'\s*\\?\$\s?(\d[\d,]{0,30}(?:\.\d{1,20})?)\.?\s*')
@@ -204,9 +205,10 @@ def shape(
         return ('set' if bare[0] == '{' else kind), inner
     return None
 
-# %% ../nbs/36_answer_forms.ipynb #0e514660
+# %% ../nbs/36_answer_forms.ipynb #0c1f3544
 NAMED = re.compile(r'([A-Za-z](?:_\{?\w{1,9}\}?)?(?:\([A-Za-z]\))?)\s*=\s*([^=<>]+)')
 BASE = re.compile(r'([0-9A-Fa-f ]{1,60})_\s?\{?\s?(\d{1,2}|[a-z]{3,12})\s?\}?')
+CHOICES = re.compile(r'\(?[A-H]\)?(?:\s?(?:,|and|&)?\s?\(?[A-H]\)?){1,7}')
 BELOW = re.compile(r'[<>]|\\[lg]e(?![A-Za-z])')
 WORDS = re.compile(r"[A-Za-z][A-Za-z' .,-]*")
 PRODUCT = re.compile(r'\d{1,20}(?:\s?\\(?:times|cdot)\s?\d{1,20})+')
@@ -221,7 +223,7 @@ def factors(
         out += [base]*(int(n) if n.isdigit() and int(n) < 99 else 1)
     return sorted(out)
 
-# %% ../nbs/36_answer_forms.ipynb #953c4804
+# %% ../nbs/36_answer_forms.ipynb #9b094d51
 def same(
     gold:str,     # tidied
     answer:str,   # tidied
@@ -229,14 +231,18 @@ def same(
     ask,          # (gold, answer, rules) -> (ok, why), for what is more than numbers
 )->tuple[bool,str]:
     "Whether two answers are one, and by which argument."
-    flat = [re.sub(r'\s', '', s).lower() if WORDS.fullmatch(s) and len(s) > 2 else
-            re.sub(r'\s', '', s) for s in (gold, answer)]
+    flat = [re.sub(r'(?<=\d) (?=\d{3}(?!\d))', '', s) for s in (gold, answer)]
+    flat = [re.sub(r'\s', '', re.sub(r'(?<=\d) (?=\d)', '_', s)) for s in flat]
+    flat = [f.lower() if WORDS.fullmatch(f) and len(f) > 2 else f for f in flat]
     if flat[0] == flat[1]: return True, 'the same text'
     if re.fullmatch(r'\d{1,2}:\d\d', gold) and rules.loose:
         return re.sub(r'[apAP]\.?[mM]\.?$', '', flat[1]) == flat[0], 'a time'
     if re.fullmatch(r'\(?[A-Z]\)?', gold):
-        m = re.match(r'\(?([A-Za-z])\)?(?:[.:)\s]|$)', answer)
-        return bool(m) and m[1].upper() == gold.strip('()'), 'a choice'
+        m = re.match(r'\(?([A-Za-z])\)?(?:[.:)\s]|$)(?!\s?(?:or|and|not|but|,|/|&))', answer)
+        more = m and re.search(r'\([A-H]\)|(?:^|\s)[A-H]$', answer[m.end():])
+        return bool(m) and not more and m[1].upper() == gold.strip('()'), 'a choice'
+    if CHOICES.fullmatch(gold) and CHOICES.fullmatch(answer):
+        return sorted(re.findall('[A-H]', gold)) == sorted(re.findall('[A-H]', answer)), 'choices'
     if (b := [BASE.fullmatch(s) for s in (gold, answer)]) != [None, None]:
         bare = [f.split('_')[0] for f in flat]
         if not all(b): return rules.loose and bare[0] == bare[1], 'a base'
@@ -248,6 +254,12 @@ def same(
         return False, 'different names'
     if names[0] or names[1] and rules.loose:
         return same(*(m[2].strip() if m else s for m, s in zip(names, (gold, answer))), rules, ask)
+    if '=' in answer and '=' not in gold:
+        sides = [s.strip() for s in answer.split('=')]
+        wrong = any(not re.search('[A-Za-z]', s) and not same(gold, s, rules, ask)[0]
+                    for s in sides[:-1][-8:])
+        if wrong or not rules.loose: return False, 'an equation'
+        return same(gold, sides[-1], rules, ask)
     if rules.loose and len({bool(BELOW.search(s)) for s in (gold, answer)}) == 2:
         return ask(gold, answer, rules)
     shapes = [shape(s) for s in (gold, answer)]
@@ -284,7 +296,7 @@ def same_shape(
         left.pop(hit)
     return True, f'{len(gs)} parts in any order'
 
-# %% ../nbs/36_answer_forms.ipynb #315cbc5a
+# %% ../nbs/36_answer_forms.ipynb #63f4be64
 CALLS = {'asin': '\\arcsin', 'acos': '\\arccos', 'atan': '\\arctan', 'arctan': '\\arctan',
          'log': '\\ln', **{f: '\\' + f for f in 'ln sin cos tan exp sec csc arcsin arccos'.split()}}
 
@@ -297,6 +309,8 @@ def latex(
     s = re.sub(r'\*\*\s?(\([^()]*\)|[-\w.]+)', r'^{\1}', s)
     s = re.sub(r'(?<!\\)\bsqrt\s?\(((?:[^()]|\([^()]*\))*)\)', r'\\sqrt{\1}', s)
     s = re.sub(r'(?<![\\A-Za-z])(' + '|'.join(CALLS) + r')(?=\s?[({^])', lambda m: CALLS[m[1]], s)
+    s = re.sub(r'(?<=\d)(?=[a-z](?![a-z]))', ' \\\\cdot ', s)
+    s = re.sub(r'(?<=[^A-Za-z\\{])([a-z])$', r'{\1}', s)           # a last t is no tonne
     return s.replace('*', ' \\cdot ').replace(' degrees', '')
 
 SAFE = dict(zip('ln log sin cos tan exp sec csc sqrt asin acos atan arcsin arccos arctan'.split(),

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WARM', 'POOL', 'CACHE', 'LOCK', 'parsed', 'differs', 'equal', 'work', 'Worker', 'Pool', 'forget', 'shared', 'ask',
-           'verify', 'verify_all', 'read_pairs', 'judge_file', 'verify_file', 'join']
+           'verify', 'verify_all', 'trl_reward', 'read_pairs', 'judge_file', 'verify_file', 'join']
 
-# %% ../nbs/37_math_answers.ipynb #d10b9999
+# %% ../nbs/37_math_answers.ipynb #75688d18
 import ast, atexit, json, os, re, signal, subprocess, sys, threading, time
 from collections import deque
 from contextlib import nullcontext
@@ -16,12 +16,12 @@ from importlib.util import find_spec
 from multiprocessing.connection import wait
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Callable, Optional
 import typer
 from .answer_forms import (EVALUATE, LONGEST, REWARD, Rules, extract, formula, latex, refuse,
                                same, tidy)
 from .core import on_disk, require
-from .verify import Verdict
+from .verify import WEIGHTS, Verdict, last_text, reward
 
 # %% ../nbs/37_math_answers.ipynb #d64c381c
 @lru_cache(512)
@@ -37,7 +37,7 @@ def parsed(
     found = parse(f'\\boxed{{{s}}}', [LatexExtractionConfig()], parsing_timeout=None)
     return found[0] if found and not isinstance(found[0], str) else None
 
-# %% ../nbs/37_math_answers.ipynb #e648da4c
+# %% ../nbs/37_math_answers.ipynb #552a5d64
 def differs(
     x,  # SymPy expression
     y,  # SymPy expression
@@ -56,9 +56,11 @@ def equal(
 )->tuple[bool,str]:
     "Math-Verify's opinion, and a second look where it rounds (runs in a worker)."
     from math_verify import verify as agree
-    from sympy import Expr
+    from sympy import Expr, I
     x, y = parsed(gold), parsed(answer)
     if x is None or y is None: return False, f'cannot read {(gold if x is None else answer)[:40]!r}'
+    x, y = (e.xreplace({s: I for s in e.free_symbols if s.name == 'i'})
+            if isinstance(e, Expr) else e for e in (x, y))
     if constant:
         for v in sorted(x.free_symbols | y.free_symbols, key=str)[:1]: x, y = x.diff(v), y.diff(v)
     if isinstance(x, Expr) and isinstance(y, Expr) and differs(x, y): return False, 'another value'
@@ -238,6 +240,23 @@ def verify_all(
     require(len(golds) == len(responses), f'{len(golds)} answers for {len(responses)} responses')
     with ThreadPoolExecutor(workers) as threads:
         return list(threads.map(lambda g, r: verify(g, r, strict=strict), golds, responses))
+
+# %% ../nbs/37_math_answers.ipynb #d8625927
+def trl_reward(
+    strict:bool|Rules=True,  # as in verify(): rules may name a data set's marker
+    column:str='answer',     # of the data set: the known answers
+    weights:dict=WEIGHTS,    # field of the verdict -> weight
+    workers:int=2,           # formulas compared at a time
+)->Callable:                 # f(prompts, completions, **columns) -> list[float]
+    "Verdicts on answers in mathematics as a reward function for TRL's GRPOTrainer."
+    def r1nb_math_reward(prompts, completions, **columns):
+        require(column in columns, f'no column {column!r} in the data set: it has '
+                f'{", ".join(columns) or "none"}')
+        golds = [str(g) for g in columns[column]]
+        found = verify_all(golds, [last_text(c) for c in completions], strict=strict,
+                           workers=workers)
+        return [reward(v, weights) for v in found]
+    return r1nb_math_reward
 
 # %% ../nbs/37_math_answers.ipynb #2a87efc9
 def read_pairs(

@@ -1,11 +1,12 @@
 """Answers in mathematics: the same, not the same, refused; and processes that die."""
-import os, signal, subprocess, sys, threading, time
+import json, os, signal, subprocess, sys, threading, time
+from pathlib import Path
 from random import Random
 import pytest
 pytest.importorskip('math_verify', reason="needs Math-Verify: pip install 'r1nb[verify]'")
 from r1nb.answer_forms import Rules, boxes, extract, number, refuse, tidy
 from r1nb.core import R1Error
-from r1nb.math_answers import Pool, ask, verify, verify_all
+from r1nb.math_answers import Pool, ask, trl_reward, verify, verify_all
 
 def box(s): return f'So it is $\\boxed{{{s}}}$.'
 def ok(gold, answer, strict=True): return verify(gold, box(answer), strict=strict).answer
@@ -163,3 +164,54 @@ def test_parts():
     assert extract('<answer>x</answer>') == ('x', '')
     assert verify(' ', '\\boxed{1}').reason == 'the known answer is empty'
     with pytest.raises(R1Error, match='give text'): verify(7, '\\boxed{7}')
+
+FIXTURE = Path(__file__).parent/'fixtures/graded.jsonl'
+
+@pytest.mark.parametrize('strict', [True, False])
+def test_graded_answers_of_models(strict):
+    "A small part of what tests/measure_answers.py measures, with us in the repository."
+    rows = [json.loads(s) for s in FIXTURE.read_text(encoding='utf-8').splitlines()]
+    rules = {'gsm8k_openai': Rules(marker='A:')} if strict else {}
+    wrong = [(r['label'], r['id']) for r in rows if r['label'] != bool(
+        verify(r['gold'], r['response'], strict=rules.get(r['source'], strict)).answer)]
+    assert len(rows) > 190 and not [w for w in wrong if not w[0]], 'a wrong answer passed'
+    assert len(wrong) <= (8 if strict else 0), wrong   # strict: unmarked, or rounded by request
+
+def test_trl_reward():
+    f = trl_reward()
+    with pytest.raises(R1Error, match="no column 'answer'"): f(['x'], ['\\boxed{7}'], gold=['7'])
+    said, found = ['\\boxed{1+x}', '\\boxed{8}', 'x', ''], []
+    def go(): found.append(f(['?']*4, said, answer=['x+1', '7', 'x', 7]))
+    threads = [threading.Thread(target=go) for _ in range(4)]
+    for t in threads: t.start()
+    for t in threads: t.join(60)
+    assert found == [[1.1, .1, 0., 0.]]*4
+
+def test_trl_trains_with_it(tmp_path):
+    "GRPOTrainer itself, on a model of one layer, learns to write what these verdicts pay for."
+    os.environ.setdefault('HF_HUB_OFFLINE', '1')
+    trl, torch = pytest.importorskip('trl'), pytest.importorskip('torch')
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    words = ['<pad>', '<end>', 'A:', '7', '8', 'x', '?', 'add']
+    tok = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token='<pad>'))
+    tok.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tok = PreTrainedTokenizerFast(tokenizer_object=tok, pad_token='<pad>', eos_token='<end>',
+                                  padding_side='left')
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=8, hidden_size=16, intermediate_size=32, num_hidden_layers=1, bos_token_id=1,
+        num_attention_heads=2, num_key_value_heads=1, pad_token_id=0, eos_token_id=1))
+    paid, f = [], trl_reward(Rules(marker='A:'))
+    def spy(**kw): paid.append((kw['completions'], kw['answer'], f(**kw))); return paid[-1][2]
+    args = trl.GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[],
+        save_strategy='no', num_generations=32, max_steps=15, per_device_train_batch_size=64,
+        max_completion_length=2, gradient_checkpointing=False, learning_rate=3e-2, temperature=1.)
+    trl.GRPOTrainer(model=model, args=args, processing_class=tok, reward_funcs=spy,
+        train_dataset=Dataset.from_dict({'prompt': ['add ?']*32, 'answer': ['7']*32})).train()
+    told = [(c, r) for cs, _, rs in paid for c, r in zip(cs, rs)]
+    assert {r for _, r in told} == {0., .1, 1.1}
+    assert {c.strip() for c, r in told if r == 1.1} == {'A: 7'}
+    mean = [sum(rs)/len(rs) for _, _, rs in paid]
+    assert mean[-1] > .2 > 5*mean[0], mean
