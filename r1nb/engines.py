@@ -195,7 +195,7 @@ def spoken(
     opened = tok.decode(asked[-8:]).rstrip().endswith('<think>')
     return ('<think>' if opened else '') + text, ids, stop is not None
 
-# %% ../nbs/33_engines.ipynb #f1e50f0a
+# %% ../nbs/33_engines.ipynb #66c0d59f
 @dataclass(eq=False)
 class Transformers(Teacher):
     "A causal language model with a chat template, in this process."
@@ -207,10 +207,16 @@ class Transformers(Teacher):
     engine:ClassVar[str] = 'transformers'  # its name
     def load(self):
         if self.loaded is None:
-            tok, what = tokenizer_of(self), dict(revision=self.revision, dtype=self.dtype)
-            kind = optional('transformers', 'transformers').AutoModelForCausalLM
-            try: model = kind.from_pretrained(home(self.model), **what)
+            tok, tf = tokenizer_of(self), optional('transformers', 'transformers')
+            what = dict(revision=self.revision, dtype=self.dtype, output_loading_info=True)
+            said = tf.logging.get_verbosity()
+            tf.logging.set_verbosity_error()
+            try: model, found = tf.AutoModelForCausalLM.from_pretrained(home(self.model), **what)
             except (OSError, ValueError, ImportError) as e: raise unopened(self, e) from None
+            finally: tf.logging.set_verbosity(said)
+            lacks = sorted(found['missing_keys'])
+            require(not lacks, f'{self.model} lacks {len(lacks)} tensors, first {lacks[:1]}: they '
+                    'would be random')
             if sha := getattr(model.config, '_commit_hash', None): self.reported.add(sha)
             self.loaded = tok, model.eval().to(self.device)
         return self.loaded
