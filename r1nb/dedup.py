@@ -101,8 +101,8 @@ def signature(
         low = np.minimum(low, (g[i:i + 1024, None]*FACTORS).min(0))
     return (stir(low) >> np.uint64(48)).astype(np.uint16)
 
-# %% ../nbs/34_dedup.ipynb #0ea325a0
-SHORT, NEAR, NEARER = 20, .55, .75  # words; J from which two rows are the same; for short ones
+# %% ../nbs/34_dedup.ipynb #ce1e3f80
+SHORT, NEAR, NEARER = 20, .6, .75  # words; J from which two rows are the same; for short ones
 
 def row_signature(
     prompt:str,    # what was asked
@@ -169,7 +169,7 @@ def twins(
             if k == i or alike(sig, short, k, np.array([j]))[0]: of[j] = k; break
     return of
 
-# %% ../nbs/34_dedup.ipynb #a8a2bf44
+# %% ../nbs/34_dedup.ipynb #29a814e2
 class Grams:
     "Which items hold a gram, and what it weighs: rare ones more."
     def __init__(self,
@@ -183,11 +183,16 @@ class Grams:
         self.items, self.df, self.start = at[order], df, np.concatenate([[0], np.cumsum(df)])
         self.total = np.bincount(at, 1/df[back], self.n)
 
+    def find(self, g):
+        "Where the grams of a text stand among those of the items."
+        at = np.searchsorted(self.grams, g)
+        at[at == len(self.grams)] = 0
+        return at[self.grams[at] == g] if len(self.grams) else at[:0]
     def share(self,
         g:np.ndarray,  # set of grams of a text
     )->np.ndarray:     # [items] 0..1
         "How much of every item's weight a text holds."
-        _, at, _ = np.intersect1d(self.grams, g, assume_unique=True, return_indices=True)
+        at = self.find(g)
         if not len(at): return np.zeros(self.n)
         items = np.concatenate([self.items[self.start[i]:self.start[i + 1]] for i in at])
         got = np.bincount(items, np.repeat(1/self.df[at], self.df[at]), self.n)
@@ -217,7 +222,7 @@ class Exam:
         want = self.numbers[i]
         return np.isin(want, mine).mean() if len(want) else 1.
 
-# %% ../nbs/34_dedup.ipynb #18d2140c
+# %% ../nbs/34_dedup.ipynb #f75b0aa9
 LEAK, LONG = dict(three=.4, short=.6, five=.6, numbers=.6), 400
 
 def leaked(
@@ -229,7 +234,7 @@ def leaked(
     if tuple(ws) in exam.whole: return 'the whole item', exam.whole[tuple(ws)]
     if len(ws) < 8 or not len(exam.size): return None
     run, loose = exam.run, codes(ws, numbers=False)
-    _, at, _ = np.intersect1d(run.grams, grams(codes(ws), 13), True, return_indices=True)
+    at = run.find(grams(codes(ws), 13))
     for i in at[run.df[at] == 1]: return '13 words in a row', int(run.items[run.start[i]])
     three, five = (exam.three.share(grams(loose, 3)), exam.five.share(grams(loose, 5)))
     if len(ws) > LONG: three = np.minimum(three, five)

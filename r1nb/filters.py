@@ -15,10 +15,10 @@ import numpy as np
 from .core import require
 from .dedup import codes, grams, words
 
-# %% ../nbs/34_filters.ipynb #7e58fa6c
+# %% ../nbs/34_filters.ipynb #88b9e754
 CODE = re.compile(r'```.*?```|`[^`\n]*`|https?://\S+|<<[^<>\n]*>>|</?\w+>|<\|[^|\n]*\|>', re.S)
-MATH = re.compile(r'\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|\$[^$\n]+\$'
-                  r'|\\begin\{(\w+\*?)\}.+?\\end\{\1\}|\[asy\].*?\[/asy\]', re.S)
+MATH = re.compile(r'\$\$.+?\$\$|\\\[.{1,2000}?\\\]|\\\(.{1,2000}?\\\)|\$[^$\n]+\$'
+                  r'|\\begin\{(\w+\*?)\}.{1,2000}?\\end\{\1\}|\[asy\].{0,6000}?\[/asy\]', re.S)
 TEXT = re.compile(r'\\(?:text|mbox|textbf|mathrm)\{([^{}]*)\}')
 
 def prose(
@@ -27,10 +27,10 @@ def prose(
     "What is left of a text when everything that is in no language is gone."
     def formula(m):
         inside = ' '.join(TEXT.findall(m[0]))
-        plain = re.search(r'(?:[^\W\d_]{3,}[ ,]+){3}', TEXT.sub('', m[0]))
+        plain = re.search(r'(?:[^\W\d_]{3,30}[ ,]{1,9}){3}', TEXT.sub('', m[0]))
         return f' {m[0].strip("$")} ' if plain and m[0][0] == '$' else f' {inside} '
     text = MATH.sub(formula, CODE.sub(' ', text))
-    return re.sub(r'\\[a-zA-Z]+|[\w.]+@[\w.]+', ' ', text)
+    return re.sub(r'\\[a-zA-Z]+|[\w.]{1,64}@[\w.]+', ' ', text)
 
 # %% ../nbs/34_filters.ipynb #48c38dc4
 SCRIPTS = dict(CJK='han', HIRAGANA='kana', KATAKANA='kana', HANGUL='hangul', CYRILLIC='cyrillic',
@@ -115,9 +115,10 @@ SMALL |= {k: frozenset(v.split()) for k, v in dict(
     sw='na ya wa kwa ni katika la za kuwa hii hiyo lakini kama sasa mbili tatu kila idadi jibu',
     tl='ang ng sa na mga ay ito at para kung hindi natin dalawa tatlo bawat bilang sagot').items()}
 
-# %% ../nbs/34_filters.ipynb #c67deda4
+# %% ../nbs/34_filters.ipynb #e6b19cd5
 WEAK = frozenset('''die war den an am so on me to at for om per ex in is of by do no as from or
-    de la le un e o a y i v z s no ya us mas use pour ad ni za si en un el les des non et al da na du que pe
+    de la le un e o a y i v z s no
+    ya us mas use pour ad ni za si en un el les des non et al da na du que pe
     el un una il lo par et on sur son car main con van and but one est non es it id ac via pro
     kami sum'''.split())
 
@@ -222,16 +223,18 @@ def alphabet(
         return f'latin letters in {target}: {" ".join((small or odd)[:6])!r}'
     return ''
 
-# %% ../nbs/34_filters.ipynb #ee54a921
+# %% ../nbs/34_filters.ipynb #943d7697
 def loop(
     c:np.ndarray,       # [N] uint64, codes of words
     lettered:np.ndarray,# [N] bool: a word, not a number or a symbol?
-    period:int=200,     # longest piece that is looked for
+    least:float,        # of no interest below
 )->tuple[float,int,int,int]:  # times * words covered, words covered, period, where
     "The worst stretch that a text writes again at once."
     worst = (0., 0, 0, 0)
-    for p in range(1, min(period, len(c)//2) + 1):
-        same = np.concatenate([[False], c[p:] == c[:-p], [False]])
+    for p in range(1, int(min(200, len(c)/3, len(c)**2/least)) + 1):
+        same = c[p:] == c[:-p]
+        if np.count_nonzero(same) < 2*p: continue
+        same = np.concatenate([[False], same, [False]])
         edge = np.flatnonzero(np.diff(same.astype(np.int8)))
         if not len(edge): continue
         size = edge[1::2] - edge[::2]
@@ -265,7 +268,7 @@ def squeezed(
     raw = text.encode(errors='surrogatepass')
     return len(zlib.compress(raw, 6))/len(raw) if len(raw) >= 400 else 1.
 
-# %% ../nbs/34_filters.ipynb #65919f32
+# %% ../nbs/34_filters.ipynb #2dc97f4a
 CIRCLES = dict(loop=60, counting=4000, again=.35, zlib=.16, few=(3, .4), some=(4, .22),
                many=(6, .15))
 FLOOD = re.compile(r'([^\s\d.\-=_*#~+|&\\/])\1{24,}|(\S)\2{399,}|([^\W\d_]{2,9}?)\3{9,}')
@@ -278,7 +281,7 @@ def repetition(
     ws = words(re.sub(r'\\[a-zA-Z]+', ' ', text), signs=True)[:40_000]
     spoken = np.array([len(w) > 1 and w.isalpha() or w > '\u2fff' for w in ws], bool)
     for numbers, most in ((True, CIRCLES['loop']), (False, CIRCLES['counting'])):
-        bad, n, p, at = loop(codes(ws, numbers), spoken)
+        bad, n, p, at = loop(codes(ws, numbers), spoken, most)
         if bad >= most: return f'{" ".join(ws[at:at + p])[:40]!r} {n/p:.1f} times in a row'
     n, share, s = echo(text)
     for times, least in (CIRCLES[k] for k in ('few', 'some', 'many')):
@@ -303,9 +306,9 @@ def length(
     if count > most: return f'{count} tokens, more than {most}'
     return '' if finished else 'cut off at the limit'
 
-# %% ../nbs/34_filters.ipynb #f95cdd4a
-TAG = re.compile(r'[<＜]\s*[/\\]?\s*(?:think|thinking|thnk|thought|reasoning|answer|ans)\s*[/\\]?'
-                 r'\s*[>＞]|\[\s*/?\s*(?:think|answer)\s*/?\s*\]', re.I)
+# %% ../nbs/34_filters.ipynb #017357c5
+TAG = re.compile(r'[<＜]\s{0,3}[/\\]?\s{0,3}(?:think|thinking|thnk|thought|reasoning|answer|ans)'
+                 r'\s{0,3}[/\\]?\s{0,3}[>＞]|\[\s?/?\s?(?:think|answer)\s?/?\s?\]', re.I)
 CONTROL = re.compile(r'<\|[^|<>\n]{1,40}\|>|<｜[^｜<>\n]{1,40}｜>|</?s>|\[/?INST\]|<<SYS>>'
                      r'|<(?:start|end)_of_turn>|<eos>|<bos>|<pad>')
 
