@@ -1,6 +1,6 @@
 """What students inherit from flawed teachers: nbs/results/inheritance.json.
 
-    python tests/measure_inheritance.py OUT.jsonl KIND... [--seeds 3] [--workers 2] [--tiny]
+    python tests/measure_inheritance.py OUT.jsonl KIND... [--seeds 0 1 2] [--workers 2] [--tiny]
 
 KIND: bugs (a forgotten ten, four doses), slips (a careless teacher), quarter (a fifth of the size),
 hole (a student without a base and without a single example of the edge). One line a seed and kind,
@@ -15,7 +15,7 @@ from pathlib import Path
 DOSES = {'bugs': (0., .25, .5, 1.), 'slips': (.08,), 'quarter': (0.,), 'hole': (1.,)}
 
 def tasks(kinds, seeds):
-    return [(kind, dose, seed) for seed in range(seeds) for kind in kinds for dose in DOSES[kind]]
+    return [(kind, dose, seed) for seed in seeds for kind in kinds for dose in DOSES[kind]]
 
 def measure(kind, dose, seed, tiny):
     import torch
@@ -56,7 +56,7 @@ def merge(out, parts):
 def main():
     ap = argparse.ArgumentParser()
     ap.add_argument('out'); ap.add_argument('kinds', nargs='+')
-    ap.add_argument('--seeds', type=int, default=3)
+    ap.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     ap.add_argument('--workers', type=int, default=2)
     ap.add_argument('--tiny', action='store_true'); ap.add_argument('--merge', action='store_true')
     a = ap.parse_args()

@@ -1,6 +1,6 @@
 """Two specialists and their students: nbs/results/specialists.json.
 
-    python tests/measure_specialists.py OUT.jsonl careless stubborn [--seeds 3] [--workers 2] [--tiny]
+    python tests/measure_specialists.py OUT.jsonl careless stubborn [--seeds 0 1 2] [--tiny]
 
 One line a seed and fault, appended as it is finished; lines that are there are not measured again.
     python tests/measure_specialists.py --merge nbs/results/specialists.json OUT.jsonl...
@@ -36,7 +36,7 @@ def merge(out, parts):
 def main():
     ap = argparse.ArgumentParser()
     ap.add_argument('out', type=Path); ap.add_argument('faults', nargs='+')
-    ap.add_argument('--seeds', type=int, default=3)
+    ap.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     ap.add_argument('--workers', type=int, default=2)
     ap.add_argument('--tiny', action='store_true'); ap.add_argument('--merge', action='store_true')
     a = ap.parse_args()
@@ -44,7 +44,7 @@ def main():
     os.environ['OMP_NUM_THREADS'] = '1'
     from r1nb.core import hardware
     here, kept = hardware(), {(r['fault'], r['seed']) for r in read(a.out)}
-    left = [(f, s) for s in range(a.seeds) for f in a.faults if (f, s) not in kept]
+    left = [(f, s) for s in a.seeds for f in a.faults if (f, s) not in kept]
     with ProcessPoolExecutor(a.workers, get_context('spawn')) as pool, open(a.out, 'a') as f:
         for job in as_completed([pool.submit(measure, *t, a.tiny) for t in left]):
             row = job.result() | dict(hardware=here)
