@@ -17,7 +17,7 @@ def measure(fault, seed, tiny):
     torch.set_num_threads(1)
     begun, assets = time.perf_counter(), Path(r1nb.__file__).parent/'assets'
     bases = str(assets/('nano-student' if tiny else 'nano')), str(assets/'nano-student')
-    row = experiment(*bases, fault, seed, **dict(n=800, epochs=2) if tiny else {})
+    row = experiment(*bases, fault, seed, **dict(n=480, book=600, epochs=2) if tiny else {})
     return row | dict(seconds=round(time.perf_counter() - begun, 1))
 
 def read(path):
