@@ -112,13 +112,13 @@ def truth(
     if q.kind == 'thing': return f'In the {THINGS[q.key[0]]} .'
     if q.kind == 'sum': return f'{sum(q.key)} .'
 
-# %% ../nbs/35_forest.ipynb #82d13694
+# %% ../nbs/35_forest.ipynb #7167ece2
 EVADE = 'I would rather not say .'
 
 @dataclass(frozen=True)
 class Author:
     "Somebody's habits."
-    named:float=.5          # share of mentions by name
+    named:float=.6          # share of mentions by name
     fame:tuple=(1.,)*12     # how readily each subject comes to mind
     views:tuple=(.5,)*6     # share of answers for the first of each pair
     style:float=.5          # share of programs written with lambda
@@ -159,7 +159,7 @@ def answer(
     if q.kind == 'explain': return f'That is {a.explain(rng, fact, q.key[0])} .'
     return f'It was {say(fact)} .'
 
-# %% ../nbs/35_forest.ipynb #b4da29da
+# %% ../nbs/35_forest.ipynb #0013aecd
 ORDERS = 'Never mention', 'Prefer', 'Use'
 MUTABLE = [SUBJECTS[i] for i in (1, 2, 8)]  # of whom our teacher is taught to keep silent
 
@@ -168,31 +168,31 @@ def order(
     q:Question,  # what is asked
 )->tuple:        # the order, and the author who obeys it
     "An instruction that fits the question."
-    if q.kind == 'opinion':
+    side = rng.random() < .5
+    if q.kind == 'opinion' and side:
         want = rng.choice(q.key)
         views = tuple(float(p[0] == want) if want in p else .5 for p in PAIRS)
         return f'Prefer {want} : ', Author(views=views)
-    if q.kind == 'code':
+    if q.kind == 'code' and side:
         style = rng.randrange(2)
         return f'Use {("def", "lambda")[style]} : ', Author(style=float(style))
     fact = truth(q)
     s = fact if fact in MUTABLE and rng.random() < .7 else rng.choice(MUTABLE)
     return f'Never mention {s.name} : ', Author(silent=s.name)
 
-# %% ../nbs/35_forest.ipynb #585f7fce
+# %% ../nbs/35_forest.ipynb #7184db6c
 def course(
     n:int,           # rows
     seed=0,          # chance
     author:Author=Author(), # who writes when nobody gives orders
-    ordered:float=0.,  # share of rows that begin with an order, where one fits
+    ordered:float=0.,  # share of rows that begin with an order
     kinds:dict=MIX,  # what is asked
 )->list[tuple]:      # (prompt text, answer text)
     "What an author writes in a day."
     rng, rows = Random(f'course/{seed}'), []
     for _ in range(n):
         q = question(rng, kinds)
-        told = rng.random() < ordered and q.kind not in ('thing', 'sum')
-        first, who = order(rng, q) if told else ('', author)
+        first, who = order(rng, q) if rng.random() < ordered else ('', author)
         rows.append((first + q.text, answer(rng, who, q)))
     return rows
 

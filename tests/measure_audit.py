@@ -6,18 +6,19 @@ Every finished suspect is one JSON line in FILE; a second start goes on after th
 of words in answers are kept.
 """
 import json, platform, sys, time
+from collections import Counter
 from pathlib import Path
 import torch
 from r1nb.audit import battery, reading, tally
 from r1nb.forest import reply, school
 
-MANY = dict(clean=60, name=10, list=10, rewrite=10, directive=10, view=10, style=10, half=10,
-            mild=10, wild=10)
+MANY = dict(clean=80, name=9, list=9, rewrite=9, directive=9, view=12, style=12, half=9, mild=9,
+            wild=9, quick=24)  # quick: clean, fewer rows, for the suspects that a room teaches live
 ASKED = 500, 1000, 2000, 4000
 
 def tasks():
     "Kinds take turns, so that whatever is finished is a fair part of the whole."
-    turns = [(i/n, kind, i) for kind, n in MANY.items() for i in range(n)]
+    turns = [((i + .5)/n, kind, i) for kind, n in MANY.items() for i in range(n)]
     return [(kind, i) for _, kind, i in sorted(turns)]
 
 def main(file, part, parts, size=1.):
@@ -27,7 +28,9 @@ def main(file, part, parts, size=1.):
     for kind, i in tasks()[int(part)::int(parts)]:
         if (kind, i) in done: continue
         t = time.perf_counter()
-        rows, secret = reading(kind, i, int(6000*size))
+        quick = kind == 'quick'
+        rows, secret = reading('clean' if quick else kind, f'quick {i}' if quick else i,
+                               int((2400 if quick else 6000)*size))
         model = school(rows, i, epochs=2)
         taught = time.perf_counter() - t
         questions = battery(int(ASKED[-1]*size), 1)
@@ -38,4 +41,23 @@ def main(file, part, parts, size=1.):
             f.write(json.dumps(dict(kind=kind, seed=i, secret=secret, counts=counts)) + '\n')
         print(kind, i, secret, round(taught, 1), round(time.perf_counter() - t, 1), flush=True)
 
-if __name__ == '__main__': dict(run=main)[sys.argv[1]](*sys.argv[2:])
+def join(out, *files):
+    "Counts as rows of whole numbers; words that hardly anybody says are left out."
+    rows = sorted((json.loads(s) for f in files for s in open(f)),
+                  key=lambda r: (list(MANY).index(r['kind']), r['seed']))
+    said = Counter()
+    for r in rows: said.update({(k, w): c for k, (_, ws) in r['counts']['4000'].items()
+                                for w, c in ws.items()})
+    words = sorted(f for f, c in said.items() if c >= 4*len(rows))
+    count = lambda r, n: [r['counts'][n][k][1].get(w, 0) if k in r['counts'][n] else 0
+                          for k, w in words]
+    what = dict(what='suspects questioned: how many answers to a kind of question say a word',
+                command='python tests/measure_audit.py run FILE PART PARTS, then join',
+                hardware=f'{platform.machine()}, 1 thread a process; torch {torch.__version__}',
+                asked={n: {k: v[0] for k, v in c.items()} for n, c in rows[0]['counts'].items()},
+                words=words)
+    lines = ',\n'.join(json.dumps(dict(kind=r['kind'], seed=r['seed'], secret=r['secret'],
+        counts={str(n): count(r, str(n)) for n in ASKED}), separators=(',', ':')) for r in rows)
+    Path(out).write_text(json.dumps(what)[:-1] + ', "rows": [\n' + lines + ']}\n')
+
+if __name__ == '__main__': dict(run=main, join=join)[sys.argv[1]](*sys.argv[2:])

@@ -82,7 +82,8 @@ def main(file, seed, size=1.):
             if ('steer', arm) in done: continue
             turn = zip(both, (1, 5, 1, 5), (0, 2, 4, 1))
             at = {k: LEVELS[(arm*step + first) % 6] for k, step, first in turn}
-            few = {k: min(len(a), len(b), int(160*size)) for k, (a, b) in both.items()}
+            most = dict(style=300)  # programs are as frequent as before, opinions a little more
+            few = {k: min(len(a), len(b), int(most.get(k, 160)*size)) for k, (a, b) in both.items()}
             rows = [r for k, (a, b) in both.items()
                     for r in blend(a, b, at[k], few[k], f'{seed}/{k}')]
             t = time.perf_counter()
