@@ -1,6 +1,6 @@
 """Reinforcement from a base and from cold starts: nbs/results/cold_start.json.
 
-    OMP_NUM_THREADS=1 python tests/measure_cold_start.py FOLDER ZEROS [WORKERS] [SEEDS, as 0,1,2] [SECONDS]
+    OMP_NUM_THREADS=1 python tests/measure_cold_start.py FOLDER ZEROS [WORKERS] [SEEDS] [SECONDS] [KIND ...]
 ZEROS holds a reasoner's checkpoint for each seed, in zero0, zero1, …: the `zero/checkpoint` of
 `r1nb run --seed SEED`. One process a run (kind and seed), one JSON file a run in FOLDER;
 `python tests/measure_cold_start.py join OUT FOLDER` makes the result of them.
@@ -18,14 +18,14 @@ from r1nb.rollout import ask
 from r1nb.tasks import countdown
 
 ASSETS = Path(r1nb.__file__).parent/'assets'
-RECIPE, LESSONS, ASKED = ZeroConfig(steps=40), 400, 1200
+RECIPE, LESSONS, ASKED, LONG = ZeroConfig(steps=40), 600, 1600, 400
 KINDS = ('base', 'rewritten', 'shuffled', 'answer only', 'raw')
 KEPT = ('accuracy', 'mean_tokens', 'format', 'truncated', 'arithmetic_errors', 'flops')
 HELD = int(os.environ.get('HELD', 600))
 
-def look(model, seed):
+def look(model, seed, **how):
     problems = countdown(HELD, 1, split='held_out')
-    traces = ask(model, problems, max_new=160, seed=seed)
+    traces = ask(model, problems, max_new=LONG, seed=seed, **how)
     samples = [[t.prompt, t.response] for t in traces[:6]]
     return editors_report(problems, traces) | dict(n=HELD, samples=samples)
 
@@ -36,11 +36,13 @@ def one(kind, seed, zeros, file):
     model = R1Model.from_pretrained(ASSETS/'nano')
     run = dict(kind=kind, seed=seed, curve={k: [] for k in KEPT})
     if kind != 'base':
-        teacher, problems = R1Model.from_pretrained(Path(zeros)/f'zero{seed}'), countdown(asked, seed + 500)
+        teacher = R1Model.from_pretrained(Path(zeros)/f'zero{seed}')
+        problems = countdown(asked, seed + 500)
         traces = ask(teacher, problems, max_new=160, seed=seed)
         run['teacher'] = editors_report(problems, traces)
         model = cold_start(model, drafts(problems, traces, lessons, kind, seed), seed=seed)
     run['before'] = look(model, seed)
+    run['calm'] = look(model, seed + 50, temperature=.6, top_p=.95)
     def log(row):
         for k in KEPT: run['curve'][k].append(round(row[k], 4))
         write_atomic(file, json.dumps(run))
@@ -48,29 +50,33 @@ def one(kind, seed, zeros, file):
     run['after'] = look(model, seed + 100)
     run['seconds'] = round(time.perf_counter() - start, 1)
     write_atomic(file, json.dumps(run))
-    print(kind, seed, run['seconds'], {k: [round(run[w][k], 3) for w in ('before', 'after')]
-                                       for k in ('right', 'readable', 'format', 'tokens')}, flush=True)
+    both = lambda k: [round(run[w][k], 3) for w in ('before', 'after')]
+    shown = {k: both(k) for k in ('right', 'readable', 'format', 'tokens')}
+    print(kind, seed, run['seconds'], shown, flush=True)
 
-def main(folder, zeros, workers=4, seeds='0,1,2', until=460):
+def main(folder, zeros, workers=4, seeds='0,1,2', until=460, *kinds):
     folder, start, running = Path(folder), time.monotonic(), []
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder/'hardware.json', json.dumps(hardware()))
     for seed in map(int, seeds.split(',')):
-        for kind in KINDS:
+        for kind in kinds or KINDS:
             file = folder/f'{kind.replace(" ", "_")}-{seed}.json'
             while sum(p.poll() is None for p in running) >= int(workers): time.sleep(.5)
-            if time.monotonic() - start > float(until)*.45: break
-            running.append(subprocess.Popen([sys.executable, __file__, 'one', kind, str(seed), zeros, file]))
+            if time.monotonic() - start > float(until)*.7: break
+            args = [sys.executable, __file__, 'one', kind, str(seed), zeros, file]
+            running.append(subprocess.Popen(args))
     for p in running:
         try: p.wait(max(float(until) - (time.monotonic() - start), .1))
         except subprocess.TimeoutExpired: p.kill()
 
 def join(out, folder):
     runs = [json.loads(f.read_text()) for f in sorted(Path(folder).glob('*-*.json'))]
-    runs = sorted((r for r in runs if 'after' in r), key=lambda r: (KINDS.index(r['kind']), r['seed']))
+    order = lambda r: (KINDS.index(r['kind']), r['seed'])
+    runs = sorted((r for r in runs if 'after' in r), key=order)
     what = dict(what='GRPO from the nano base and from cold starts of it', lessons=LESSONS,
-                asked=ASKED, command='python tests/measure_cold_start.py FOLDER ZEROS, then join OUT FOLDER',
-                hardware=json.loads((Path(folder)/'hardware.json').read_text()), recipe=asdict(RECIPE))
+                asked=ASKED, longest=LONG, recipe=asdict(RECIPE),
+                command='python tests/measure_cold_start.py FOLDER ZEROS, then join OUT FOLDER',
+                hardware=json.loads((Path(folder)/'hardware.json').read_text()))
     lines = ',\n'.join(json.dumps(r, separators=(',', ':')) for r in runs)
     Path(out).write_text(json.dumps(what)[:-1] + ', "runs": [\n' + lines + ']}\n')
 

@@ -1,6 +1,6 @@
 """Reinforcement with and without a reward for language: nbs/results/language.json.
 
-    OMP_NUM_THREADS=1 python tests/measure_language.py FOLDER [WORKERS] [SEEDS, as 0,1,2] [SECONDS]
+    OMP_NUM_THREADS=1 python tests/measure_language.py FOLDER [WORKERS] [SEEDS] [SECONDS] [KIND ...]
 One process a run (kind and seed), one JSON file a run in FOLDER, rewritten as it goes;
 `python tests/measure_language.py join OUT FOLDER` makes the result of them.
 """
@@ -18,10 +18,10 @@ from r1nb.rollout import ask
 from r1nb.tasks import countdown
 
 ASSETS = Path(r1nb.__file__).parent/'assets'
-BASE = LanguageConfig(steps=50)
+BASE = LanguageConfig(steps=90, floor=.5)
 KINDS = {'none': replace(BASE, language=0.), 'weight 1': BASE,
          'by lot': replace(BASE, by_lot=True), 'weight 0.2': replace(BASE, language=.2)}
-HELD, DOCS, EVERY = int(os.environ.get('HELD', 500)), int(os.environ.get('DOCS', 1500)), 5
+HELD, DOCS, EVERY = int(os.environ.get('HELD', 500)), int(os.environ.get('DOCS', 1500)), 10
 
 def look(model, n, k, seed):
     problems = countdown(n, 1, split='held_out')
@@ -54,25 +54,28 @@ def one(kind, seed, file):
     print(kind, seed, run['seconds'], {k: [round(run[w][k], 3) for w in ('base', 'end')]
                                        for k in ('pass1', 'share', 'pure', 'tokens')}, flush=True)
 
-def main(folder, workers=4, seeds='0,1,2', until=460):
+def main(folder, workers=4, seeds='0,1,2', until=460, *kinds):
     folder, start, running = Path(folder), time.monotonic(), []
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder/'hardware.json', json.dumps(hardware()))
     for seed in map(int, seeds.split(',')):
-        for kind in KINDS:
+        for kind in kinds or KINDS:
             file = folder/f'{kind.replace(" ", "_")}-{seed}.json'
             while sum(p.poll() is None for p in running) >= int(workers): time.sleep(.5)
-            if time.monotonic() - start > float(until)*.45: break
-            running.append(subprocess.Popen([sys.executable, __file__, 'one', kind, str(seed), file]))
+            if time.monotonic() - start > float(until)*.6: break
+            args = [sys.executable, __file__, 'one', kind, str(seed), file]
+            running.append(subprocess.Popen(args))
     for p in running:
         try: p.wait(max(float(until) - (time.monotonic() - start), .1))
         except subprocess.TimeoutExpired: p.kill()
 
 def join(out, folder):
     runs = [json.loads(f.read_text()) for f in sorted(Path(folder).glob('*-*.json'))]
-    runs = sorted((r for r in runs if 'end' in r), key=lambda r: (list(KINDS).index(r['kind']), r['seed']))
+    order = lambda r: (list(KINDS).index(r['kind']), r['seed'])
+    runs = sorted((r for r in runs if 'end' in r), key=order)
     what = dict(what='R1-Zero on a bilingual nano base, with a reward for English thoughts',
-                command='python tests/measure_language.py FOLDER, then join OUT FOLDER', documents=DOCS,
+                command='python tests/measure_language.py FOLDER, then join OUT FOLDER',
+                documents=DOCS,
                 hardware=json.loads((Path(folder)/'hardware.json').read_text()),
                 recipes={k: asdict(c) for k, c in KINDS.items()})
     lines = ',\n'.join(json.dumps(r, separators=(',', ':'), ensure_ascii=False) for r in runs)

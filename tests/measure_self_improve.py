@@ -1,6 +1,6 @@
 """Loops that learn from themselves: nbs/results/self_improve.json. Goes on where it stopped.
 
-    OMP_NUM_THREADS=1 python tests/measure_self_improve.py FOLDER [WORKERS] [SEEDS] [UNTIL seconds]
+    OMP_NUM_THREADS=1 python tests/measure_self_improve.py FOLDER [WORKERS] [SEEDS] [SECONDS] [KIND ...]
 One process a loop (kind and seed), one JSON line a round in FOLDER/KIND-SEED.jsonl;
 `python tests/measure_self_improve.py join OUT FOLDER` makes the result of them.
 """
@@ -28,23 +28,24 @@ def loop(kind, seed, file):
     def log(row):
         row = dict(kind=kind, seed=seed, seconds=round(time.perf_counter() - start, 1)) | row
         with file.open('a') as f: f.write(json.dumps(row) + '\n')
-        print({k: row[k] for k in ('kind', 'seed', 'round', 'seconds', 'asked', 'pass1')}, flush=True)
+        print(kind, seed, {k: row[k] for k in ('round', 'seconds', 'asked', 'pass1')}, flush=True)
     base = R1Model.from_pretrained(ASSETS/'nano')
     improve(base, c, countdown(HELD, 1, split='held_out'), seed, log, K)
 
 def whole(file, rounds):
     return file.exists() and sum(1 for _ in file.open()) > rounds
 
-def main(folder, workers=4, seeds="0,1,2", until=460):
+def main(folder, workers=4, seeds='1,2,3', until=460, *kinds):
     folder, start, running = Path(folder), time.monotonic(), []
     folder.mkdir(parents=True, exist_ok=True)
     for seed in map(int, seeds.split(",")):
-        for kind, c in KINDS.items():
+        for kind, c in [(k, KINDS[k]) for k in kinds or KINDS]:
             file = folder/f'{kind.replace(", ", "_").replace(" ", "_")}-{seed}.jsonl'
             if whole(file, c.rounds): continue
             while sum(p.poll() is None for p in running) >= int(workers): time.sleep(.5)
-            if time.monotonic() - start > float(until)*.45: break
-            running.append(subprocess.Popen([sys.executable, __file__, 'loop', kind, str(seed), file]))
+            if time.monotonic() - start > float(until)*.6: break
+            args = [sys.executable, __file__, 'loop', kind, str(seed), file]
+            running.append(subprocess.Popen(args))
     for p in running:
         try: p.wait(max(float(until) - (time.monotonic() - start), .1))
         except subprocess.TimeoutExpired: p.kill()
