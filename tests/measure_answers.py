@@ -77,6 +77,15 @@ def show(name, table, seconds, late):
                 right=table['all'][3], per_second=n/seconds, p99_ms=1e3*late[int(n*.99)],
                 sources=sources)
 
+def processor():
+    "Processor seconds of this process and of the verifier's workers so far."
+    from r1nb.math_answers import POOL
+    total, tick = time.process_time(), os.sysconf('SC_CLK_TCK')
+    for w in (w for p in POOL.values() for w in p.all):
+        fields = Path(f'/proc/{w.process.pid}/stat').read_text().rsplit(')', 1)[1].split()
+        total += (int(fields[11]) + int(fields[12]))/tick
+    return total
+
 def unmarked(items):
     "Right answers that a reward cannot pay, because nothing marks them."
     from r1nb.answer_forms import Rules, extract
@@ -89,15 +98,19 @@ def main(half='report', *flags):
     items, found = list(rows(half)), {}
     ours(False)('x+1', '\\boxed{1+x}', '')
     for strict, name in ((False, 'evaluate'), (True, 'reward')):
-        errors = []
+        errors, used = [], processor()
         found[f'r1nb, {name}'] = show(name, *judge(items, ours(strict), errors))
+        found[f'r1nb, {name}']['processor_ms'] = 1e3*(processor() - used)/len(items)
         if '--errors' in flags:
             for r in errors: print(json.dumps([r['source'], r['id'], r['label'], r['gold'],
                                                r['answer_text'][-160:]], ensure_ascii=False))
     if '--errors' in flags: return
     found['r1nb, reward']['unmarked'] = unmarked(items)
     print('right, but marked by nothing:', found['r1nb, reward']['unmarked'])
+    used = processor()
     found['Math-Verify'] = show('Math-Verify', *judge(items, math_verify_alone))
+    found['Math-Verify']['processor_ms'] = 1e3*(processor() - used)/len(items)
+    print('processor ms a verdict:', {k: round(v['processor_ms'], 3) for k, v in found.items()})
     rate = found['Math-Verify']['per_second']
     others = {}
     for name, half_, all_ in (('the other half', 'tune' if half == 'report' else 'report', False),
@@ -119,6 +132,6 @@ def main(half='report', *flags):
     if '--store' not in flags: return
     set_aside = json.loads((HERE/'wrong_labels.json').read_text())
     record(HERE.parent/'nbs/results/math_answers.json', half=half, settings=found, others=others,
-           set_aside=len(set_aside), two_processes_per_second=ours_rate)
+           set_aside=len(set_aside), two_processes_per_second=ours_rate, load=os.getloadavg()[0])
 
 if __name__ == '__main__': main(*sys.argv[1:])
