@@ -143,7 +143,7 @@ class Lane:
         return dict(lane=self, teacher=self.teacher, block=block, part=part, usd=usd, seed=seed,
                     answers=answers, why=why, seconds=time.perf_counter() - begun)
 
-# %% ../nbs/38_ask.ipynb #ac7dbb5c
+# %% ../nbs/38_ask.ipynb #01e6d1e0
 def ask(
     lane:Lane,           # whose teacher
     part:list[Problem],  # what
@@ -152,7 +152,8 @@ def ask(
     "Ask until the teacher answers; a prompt that it refuses is found by halving the call."
     t, why = lane.teacher, 'stopped before it was asked'
     for k in range(1, lane.plan.tries + 1):
-        while (rest := lane.until - time.monotonic()) > 0 and not lane.stop.wait(rest): pass
+        while (rest := lane.until - time.monotonic()) > 0 and not lane.stop.is_set():
+            lane.stop.wait(rest + pause(k, lane.plan.pause))
         if lane.stop.is_set(): break
         try:
             found = t.ask([p.prompt for p in part], seed=seed, **lane.plan.want())
