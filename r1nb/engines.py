@@ -6,7 +6,7 @@
 __all__ = ['Want', 'Teacher', 'checkpoint', 'paid', 'Local', 'home', 'tokenizer_of', 'unopened', 'render', 'spoken',
            'Transformers', 'continued', 'own_seed', 'seeds', 'VLLM']
 
-# %% ../nbs/33_engines.ipynb #f3294c95
+# %% ../nbs/33_engines.ipynb #18b4395f
 import hashlib, json, math, os, re, threading
 from collections import Counter
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ import torch
 import r1nb
 from fastcore.basics import patch
 from .core import R1Error, optional, require
-from .endpoint import Completion
+from .endpoint import Completion, clean
 from .model import R1Model
 from .sample import generate
 from .tokens import VOCAB, chat, decode
@@ -235,7 +235,7 @@ class Transformers(Teacher):
                     rows += continued(tok, model, asked[i:i + each], w)
         return paid(rows, w.n, list(map(len, asked)))
 
-# %% ../nbs/33_engines.ipynb #0638c2a3
+# %% ../nbs/33_engines.ipynb #e5494a07
 def continued(
     tok,                   # from transformers
     model,                 # a causal language model
@@ -246,6 +246,9 @@ def continued(
     end, T = model.generation_config.eos_token_id, max(map(len, asked))
     ends = set(end if isinstance(end, list) else [tok.eos_token_id if end is None else end])
     pad = tok.pad_token_id if tok.pad_token_id is not None else min(ends)
+    top = getattr(model.config, 'max_position_embeddings', None) or math.inf
+    require(T + w.max_new <= top, f'a prompt of {T} tokens and max_new={w.max_new} exceed the '
+            f'context of {top}: lower max_new')
     ids = torch.tensor([[pad]*(T - len(a)) + a for a in asked], device=model.device)
     seen = torch.tensor([[0]*(T - len(a)) + [1]*len(a) for a in asked], device=model.device)
     how = dict(do_sample=False) if w.temperature == 0 else dict(
@@ -274,7 +277,7 @@ def seeds(
         seen[p] += 1
     return out
 
-# %% ../nbs/33_engines.ipynb #28fce8fc
+# %% ../nbs/33_engines.ipynb #89feccec
 @dataclass(eq=False)
 class VLLM(Teacher):
     "vLLM inside this process."
@@ -290,8 +293,9 @@ class VLLM(Teacher):
             latent = json.loads(config.read_text()).get('kv_lora_rank') if config.exists() else None
             if latent not in (None, 512): os.environ.setdefault('VLLM_MLA_DISABLE', '1')
             vllm = optional('vllm', 'vllm')
-            llm = vllm.LLM(model=home(self.model), dtype=self.dtype, revision=self.revision,
-                           max_model_len=self.context or None, **self.extra or {})
+            try: llm = vllm.LLM(model=home(self.model), dtype=self.dtype, revision=self.revision,
+                                max_model_len=self.context or None, **self.extra or {})
+            except (OSError, ValueError, RuntimeError) as e: raise unopened(self, e) from e
             self.loaded = llm, tokenizer_of(self), vllm.SamplingParams
         return self.loaded
 
@@ -303,7 +307,8 @@ class VLLM(Teacher):
             asked = [render(tok, p, w.system, self.system_role) for p in prompts]
             how = [Params(n=w.n, seed=s, max_tokens=w.max_new, temperature=w.temperature,
                           top_p=w.top_p) for s in seeds(w.seed, prompts)]
-            out = llm.generate([dict(prompt_token_ids=a) for a in asked], how, use_tqdm=False)
+            try: out = llm.generate([dict(prompt_token_ids=a) for a in asked], how, use_tqdm=False)
+            except ValueError as e: raise R1Error(f'{self.name}: {clean(e)}') from None
         rows = [spoken(tok, a, list(c.token_ids), {c.token_ids[-1]} if c.finish_reason == 'stop'
                        else set()) for a, o in zip(asked, out) for c in o.outputs]
         return paid(rows, w.n, list(map(len, asked)))

