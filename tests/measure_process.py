@@ -6,7 +6,7 @@
 The labelled sets are looked for in R1NB_DATA. Lines are appended as they are measured, so that a
 killed run keeps what it has; R1NB_SMALL=20 divides all sizes, to try the script.
 """
-import json, os, sys, time
+import json, os, re, sys, time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -152,6 +152,106 @@ def judge(out, seed, n=6000//SMALL):
     got['sound'] = [sum(v.flagged for v in taught.check_all(*zip(*clean))), len(clean)]
     put(out, what='judge', seed=seed, lessons=n, found=got, seconds=time.time() - begun)
 
+# ---- exact checkers ------------------------------------------------------------------------------
+def halves(rows, problem):
+    "(developed on, kept aside): every second problem."
+    place = {p: i % 2 for i, p in enumerate(sorted({r[problem] for r in rows}))}
+    return [[r for r in rows if place[r[problem]] == k] for k in (0, 1)]
+
+def unnumbered(step): return re.sub(r'^(?:Step )?\d+[.:]\s', '', step)
+
+STATED = re.compile(r'(?<==)(\s?\$?)(\d[\d,]*(?:\.\d+)?)(?![\d.,]*\s?[-+*/=x×%])')
+
+def miswritten(text, rng):
+    "One stated result of a worked solution changed by a little; None where none is stated."
+    body = re.sub(r'<<[^<>]*>>', '', text)
+    places = [m for m in STATED.finditer(body) if not m[2].endswith(',')]
+    if not places: return None
+    m = places[int(rng.random()*len(places))]
+    was = m[2].replace(',', '')
+    off = (-10, -2, -1, 1, 2, 10)[int(rng.random()*6)]
+    digits = len(was.partition('.')[2])
+    new = f'{float(was) + off*10**-digits:.{digits}f}'
+    return body[:m.start(2)] + new + body[m.end(2):]
+
+def checkers(out):
+    from r1nb.process import check_arithmetic, check_steps, detection
+    from r1nb.process_replay import PLANTS, planted, replay
+    for seed in range(3):
+        for kind in PLANTS:
+            rows = [planted(Random(f'measure/{seed}/{kind}/{i}'), kind)
+                    for i in range(500//SMALL)]
+            put(out, what='plants', kind=kind, seed=seed, n=len(rows),
+                found=sum(replay(p, b).flagged for p, _, b in rows),
+                false=sum(replay(p, g).flagged for p, g, _ in rows),
+                paid=sum(verify(p, b).answer for p, _, b in rows))
+    rows = lines(DATA/'gsm8k/test.jsonl')
+    for half, part in zip(('developed on', 'kept aside'), (rows[::2], rows[1::2])):
+        clean = [check_arithmetic(None, r['solution']) for r in part]
+        for seed in range(3):
+            bad = [b for i, r in enumerate(part)
+                   if (b := miswritten(r['solution'], Random(f'gsm/{seed}/{i}')))]
+            put(out, what='gsm8k gold', half=half, seed=seed, n=len(part), planted=len(bad),
+                found=sum(check_arithmetic(None, b).flagged for b in bad),
+                read=sum(bool(c.checked) for c in clean), false=sum(c.flagged for c in clean))
+    rows = lines(DATA/'process/bigbench_mistake_arithmetic.jsonl')
+    for half, part in zip(('developed on', 'kept aside'), (rows[::2], rows[1::2])):
+        got = [check_steps(r['steps']) for r in part]
+        put(out, what='bigbench', half=half, chains=detection(
+            [g.flagged for g in got], [r['mistake_index'] is not None for r in part]),
+            located=sum(g.first_error == r['mistake_index'] for g, r in zip(got, part)),
+            right_but_wrong=sum(g.flagged and r['answer'] == r['target']
+                                for g, r in zip(got, part)),
+            right=sum(r['answer'] == r['target'] for r in part))
+    rows = lines(DATA/'process/prmbench.jsonl')
+    for half, part in zip(('developed on', 'kept aside'), halves(rows, 'problem')):
+        flags, labels, clean, sums = [], [], [], []
+        for r in part:
+            got = check_steps(map(unnumbered, r['steps'])).steps
+            flags += [None if s.sound is None else not s.sound for s in got]
+            labels += [k in r['error_steps'] for k in range(1, len(got) + 1)]
+            sums += [(s.reason, k in r['error_steps'], r['id']) for k, s in enumerate(got, 1)
+                     if s.sound is False]
+            if r.get('correct_steps'):
+                got = check_steps(map(unnumbered, r['correct_steps'])).steps
+                clean += [s.sound for s in got]
+        put(out, what='prmbench', half=half, chains=len(part), steps=detection(flags, labels),
+            clean_steps=len(clean), clean_read=sum(s is not None for s in clean),
+            clean_flagged=sum(s is False for s in clean), flagged=sums)
+    for name in ('gsm8k_openai', 'math_cot_100x8', 'reasoning_gym_math'):
+        rows = lines(DATA/f'graded/{name}.jsonl')
+        for half, part in zip(('developed on', 'kept aside'), halves(rows, 'problem')):
+            part = [r for r in part if r['label'] is not None]
+            got = [check_arithmetic(None, r['answer_text']) for r in part]
+            count = {f'{"right" if y else "wrong"}, {k}': sum(
+                bool(r['label']) == y and (('a wrong step' if g.flagged else 'sound')
+                                           if g.checked else 'silent') == k
+                for r, g in zip(part, got)) for y in (True, False)
+                for k in ('sound', 'a wrong step', 'silent')}
+            put(out, what='graded', set=name, half=half, answers=len(part), count=count,
+                steps=sum(len(g.steps) for g in got), read=sum(len(g.checked) for g in got))
+    corpus_check(out)
+
+def corpus_check(out, n=3000//SMALL):
+    "The noisy corpus: authors who never miscalculate, and authors who do."
+    from r1nb.corpus import Habits, author, problem, tell
+    from r1nb.process import right_but_wrong
+    from r1nb.process_replay import replay
+    from r1nb.tasks import Problem
+    for seed in range(3):
+        groups = {}
+        for i in range(n):
+            rng = Random(f'corpus/{seed}/{i}')
+            p = problem(rng, (3, 4)); a = author(rng, Habits())
+            q = Problem('c', '', p.expr, 'countdown',
+                        dict(numbers=p.numbers, target=p.target, exact=True))
+            text = tell(rng, Habits(), p, a).split('<|assistant|> ')[1].replace(' <|end|>', '')
+            groups.setdefault('careful' if not a.slip else 'sloppy', []).append((q, text))
+        for name, rows in groups.items():
+            for where, path in (('path', True), ('anywhere', False)):
+                put(out, what='corpus', seed=seed, authors=name, where=where, **right_but_wrong(
+                    [verify(*r) for r in rows], [replay(*r, path=path) for r in rows]))
+
 # ---- right but wrong, before and after R1-Zero ---------------------------------------------------
 def zero(out, seed):
     from r1nb.process import right_but_wrong
@@ -172,8 +272,9 @@ def zero(out, seed):
     begun = time.time()
     def after(step, opt, spent):
         if step in (20, 40): look(step)
-    train(model, countdown(4000, seed=seed), ZeroConfig(steps=max(60//SMALL, 2), prompts=16//min(SMALL, 4), G=16, max_new=134),
-          seed=seed, log=lambda r: None, after=after)
+    config = ZeroConfig(steps=max(60//SMALL, 2), prompts=16//min(SMALL, 4), G=16, max_new=134)
+    train(model, countdown(4000, seed=seed), config, seed=seed, log=lambda r: None,
+          after=after)
     look(60)
     put(out, what='done', seed=seed, seconds=time.time() - begun)
 
@@ -183,6 +284,6 @@ def kind_of(reason):
 
 if __name__ == '__main__':
     what, out = sys.argv[1], Path(sys.argv[2])
-    if what in ('reward', 'zero'):
-        put(out, what='machine', command=' '.join(sys.argv), hardware=hardware())
-        dict(reward=reward, zero=zero)[what](out, int(sys.argv[3]), *sys.argv[4:])
+    put(out, what='machine', command=' '.join(sys.argv), hardware=hardware())
+    if what == 'checkers': checkers(out)
+    else: dict(reward=reward, zero=zero)[what](out, int(sys.argv[3]), *sys.argv[4:])
