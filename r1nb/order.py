@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['TASKS', 'ProblemFile', 'read_problems', 'price', 'price_table', 'Watch', 'outcome', 'order', 'supply', 'join']
 
-# %% ../nbs/38_order.ipynb #8f75fd09
+# %% ../nbs/38_order.ipynb #29748478
 import json, math, sys, time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
 from . import tasks
 from .ask import Plan, most_usd
 from .core import on_disk, require
-from .generate import check_run, generate, survey
+from .generate import check_run, generate, judged_by, survey
 from .tasks import Problem
 from .traces import shards
 
@@ -164,7 +165,7 @@ def outcome(
     return '\n'.join([*out, files if report['complete'] else
                       f'{files}; not complete: go on with --resume'])
 
-# %% ../nbs/38_order.ipynb #fe85846c
+# %% ../nbs/38_order.ipynb #03db2287
 def order(
     source:Annotated[str, typer.Argument(metavar='PROBLEMS', help='FILE.jsonl (prompt, gold), or '
         '"task:countdown?n=1000&seed=0".')],
@@ -189,6 +190,9 @@ def order(
     plan = Plan(n, seed, max_new, temperature, top_p, system, budget_usd, tries,
                 shard_rows=shard_rows)
     problems, teachers = read_problems(source), open_teachers(teacher)
+    missing = not find_spec('math_verify')
+    require(not missing or all(judged_by(p) != 'mathematics' for p in problems), 'known answers '
+            "in mathematics need Math-Verify: pip install 'r1nb[verify]'")
     rows = price(problems, teachers, plan, expect)
     typer.echo(price_table(rows, budget_usd), err=not dry_run)
     if not dry_run: supply(problems, teachers, out, plan, resume, rows[0]['prompts'])

@@ -80,9 +80,10 @@ def flush(out, calls=4096, **_):
 
 # ---- Little's law ----------------------------------------------------------------------------
 def little(out, latency=.1, **_):
-    for workers in (1, 2, 4, 8, 16, 32, 64, 128, 256):
-        folder, calls = Path(tempfile.mkdtemp()), min(20*workers, 2000)
-        t = fake.Fake('slow', batch=1, workers=workers, fixed=latency)
+    "Workers 0: no latency at all, which is what the process itself can do."
+    for workers in (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024):
+        folder, calls = Path(tempfile.mkdtemp()), min(40*workers, 8000) or 8000
+        t = fake.Fake('slow', batch=1, workers=workers or 8, fixed=latency*(workers > 0))
         begun = time.perf_counter()
         generate(fake.sums(calls), [t], folder/'run', Plan(n=4))
         seconds = time.perf_counter() - begun

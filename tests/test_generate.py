@@ -1,11 +1,12 @@
 """Runs of many teachers: faults, kills, money, files."""
 import json, os, random, signal, subprocess, sys, threading, time
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 import pytest
 from fake_teacher import Fake, sums
 from r1nb.core import R1Error
-from r1nb.endpoint import Busy, Refused
+from r1nb.endpoint import Busy, Completion, Refused
 from r1nb.ask import Plan, Purse, call_seed, calls, most_usd, pause
 from r1nb.generate import check_run, generate, survey
 from r1nb.tasks import Problem
@@ -123,12 +124,69 @@ def test_a_wrong_number_of_answers_is_a_fault(tmp_path):
     assert not r['complete'] and r['teachers']['fake']['rows'] == 0
 
 def test_a_mistake_of_ours_is_raised(tmp_path):
+    before = threading.active_count()
     with pytest.raises(ZeroDivisionError):
         generate(sums(40), [Fake(broken=ZeroDivisionError())], tmp_path/'r')
     with pytest.raises(KeyError):
         generate(sums(40), [Fake()], tmp_path/'r', resume=True,
                  filters={'x': lambda r, _: r['none']})
+    for _ in range(100):
+        if threading.active_count() <= before: break
+        time.sleep(.05)
+    assert threading.active_count() <= before, 'a worker never went home'
     assert generate(sums(40), [Fake()], tmp_path/'r', resume=True)['complete']
+
+def server(faults):
+    "Chat completions on loopback: adds two numbers, one answer a request, fails now and then."
+    seen = Counter()
+    class Chat(BaseHTTPRequestHandler):
+        protocol_version = 'HTTP/1.1'
+        def log_message(self, *_): pass
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
+            status = random.choice([429, 500, 503, 0]) if random.random() < faults else 200
+            seen[status] += 1
+            if not status: self.close_connection = True; return
+            a, b = map(int, body['messages'][-1]['content'].split()[1::2])
+            said = dict(content=f'<answer> {a + b + (body["seed"] % 3 == 0)} </answer>',
+                        reasoning_content='easy')
+            data = json.dumps(dict(choices=[dict(message=said, finish_reason='stop')], usage=dict(
+                prompt_tokens=9, completion_tokens=7))).encode()
+            self.send_response(status)
+            self.send_header('Content-Length', str(len(data)))
+            if status == 429: self.send_header('Retry-After', '0')
+            self.end_headers(); self.wfile.write(data)
+    at = ThreadingHTTPServer(('127.0.0.1', 0), Chat)
+    at.daemon_threads = True
+    threading.Thread(target=at.serve_forever, daemon=True).start()
+    return at, seen
+
+def test_over_http(tmp_path):
+    from r1nb.teacher import open_teacher
+    at, seen = server(.2)
+    try:
+        t = open_teacher('http', 'adder', url=f'http://127.0.0.1:{at.server_port}/v1', workers=6,
+                         licence='MIT', usd_in=1., usd_out=2.)
+        r = generate(sums(60), [t], tmp_path/'r', Plan(n=3, tries=40, pause=.001, max_new=20))
+    finally: at.shutdown(); at.server_close()
+    rows, found = list(run_rows(tmp_path/'r')), check_run(tmp_path/'r')
+    assert found['complete'] and len(rows) == 180 and r['teachers']['adder']['faults'] > 10
+    assert 0 < found['kept'] < 180 and all(x['reasoning'] == 'easy' for x in rows)
+    assert sum(x['source']['prompt_tokens'] for x in rows) >= 60*9
+    assert r['teachers']['adder']['usd'] == pytest.approx(sum(
+        (x['source']['prompt_tokens'] + 2*x['tokens'])/1e6 for x in rows))
+
+def test_known_answers_in_mathematics(tmp_path):
+    pytest.importorskip('math_verify')
+    class Box(Fake):
+        def one(self, prompt, seed, k):
+            half = ('0.5', '\\frac{1}{2}', '2', '')[k]
+            return Completion(f'<think> hm </think> It is \\boxed{{{half}}}.', 5, 5, True)
+    problems = [Problem('h', 'Half of 1 and 0', '\\frac12', 'gsm8k')]
+    generate(problems, [Box()], tmp_path/'r')
+    rows = list(run_rows(tmp_path/'r'))
+    assert [x['kept'] for x in rows] == [True, True, False, False]
+    assert rows[0]['reasoning'] == 'hm' and rows[0]['answer'].startswith('It is')
 
 # ---- money -----------------------------------------------------------------------------------
 def test_budget_is_never_passed(tmp_path):
