@@ -277,7 +277,7 @@ def seeds(
         seen[p] += 1
     return out
 
-# %% ../nbs/33_engines.ipynb #89feccec
+# %% ../nbs/33_engines.ipynb #deac5563
 @dataclass(eq=False)
 class VLLM(Teacher):
     "vLLM inside this process."
@@ -308,7 +308,7 @@ class VLLM(Teacher):
             how = [Params(n=w.n, seed=s, max_tokens=w.max_new, temperature=w.temperature,
                           top_p=w.top_p) for s in seeds(w.seed, prompts)]
             try: out = llm.generate([dict(prompt_token_ids=a) for a in asked], how, use_tqdm=False)
-            except ValueError as e: raise R1Error(f'{self.name}: {clean(e)}') from None
+            except Exception as e: raise R1Error(f'{self.name}: {clean(e)}') from e
         rows = [spoken(tok, a, list(c.token_ids), {c.token_ids[-1]} if c.finish_reason == 'stop'
                        else set()) for a, o in zip(asked, out) for c in o.outputs]
         return paid(rows, w.n, list(map(len, asked)))
