@@ -13,12 +13,12 @@ import ast, operator, re
 from dataclasses import dataclass
 from .amounts import number, same_number
 
-# %% ../nbs/36_answer_forms.ipynb #dcd03cec
+# %% ../nbs/36_answer_forms.ipynb #cfbcd27e
 @dataclass(frozen=True)
 class Rules:
     "What counts as the same answer, and where an answer may stand."
     search:bool = False     # look for an answer outside <answer> and \boxed too
-    marker:str = ''         # begins the last line of an answer without a box, such as 'A:'
+    marker:tuple = ('A:', '####')  # one begins the last line of an answer without a box
     lone:bool = True        # several different boxes are no answer; else the last one counts
     lowest:bool = True      # 2/4 is not 1/2 where the known answer is a fraction in lowest terms
     loose:bool = False      # x = 5 is 5; 50 % is 50; (1, 2) is 1, 2; 12 is 12 in base 7
@@ -90,16 +90,18 @@ def extract(
     if unended or not rules.search: return '', 'no <answer> and no box'
     return last_words(text)
 
-# %% ../nbs/36_answer_forms.ipynb #71874fc8
+# %% ../nbs/36_answer_forms.ipynb #e3722424
 def last_line(
-    text:str,    # a response without a box
-    marker:str,  # with which the line begins
+    text:str,      # a response without a box
+    marker:tuple,  # with one of which the line begins
 )->str:          # '' if there are none or several
-    "The rest of the last line, if it alone begins with the marker."
+    "The rest of the last line, if it alone begins with a marker."
+    marker = (marker,) if isinstance(marker, str) else tuple(marker)
     text = text[:-200] + LEAVE.sub('', text[-200:])
     lines = [line.strip() for line in text.rstrip().split('\n')]
     if not lines[-1].startswith(marker) or sum(s.startswith(marker) for s in lines) > 1: return ''
-    return lines[-1].removeprefix(marker).strip()
+    found = next(m for m in marker if lines[-1].startswith(m))
+    return lines[-1].removeprefix(found).strip()
 
 SAYS = re.compile(r'(?:answer(?: is| would be)?\s{0,3}[:=]|answer is|\n\s{0,3}A:|####)(?!\w)', re.I)
 FIGURE = re.compile(r'-?\$?\d[\d,]{0,30}(?:\.\d{1,30})?(?:/\d{1,20})?%?')

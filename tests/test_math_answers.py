@@ -82,10 +82,13 @@ HOSTILE = ['10^10^10', '9^{9^{9^9}}', '9**9**9', '1000000!', '((10^6)!)!', '(10^
 @pytest.mark.parametrize('text, paid', [
     ('so 3+4\nA: 7', 1), ('A: 7 apples\n<|im_end|>', 1), ('so\nA: 8', 0), ('A: 7\nA: 8', 0),
     ('A: 8\nA: 7', 0), ('A: 7\nor so', 0), ('it is A: 7', 0), ('<think>A: 7', 0), ('A:', 0),
-    ('A: 8 \\boxed{7}', 1), ('A: 7 \\boxed{8}', 0)])
+    ('A: 8 \\boxed{7}', 1), ('#### 7', 1), ('A: 7\n#### 8', 0), ('A: 7 \\boxed{8}', 0)])
 def test_a_marker_may_be_named(text, paid):
-    assert verify('7', text, strict=Rules(marker='A:')).answer == paid
-    assert verify('7', text).answer == (paid and 'boxed' in text)
+    assert verify('7', text).answer == paid
+    assert verify('7', text, strict=Rules(marker=())).answer == (paid and 'boxed' in text)
+    other = text.replace('A:', 'Ans:').replace('####', 'Ans:')
+    for marker in ('Ans:', ('Ans:',), ['x', 'Ans:']):
+        assert verify('7', other, strict=Rules(marker=marker)).answer == paid
 
 def test_a_quoted_empty_box_is_no_answer():
     assert verify('7', 'within \\boxed{}: \\boxed{7}').answer == 1
@@ -171,9 +174,8 @@ FIXTURE = Path(__file__).parent/'fixtures/graded.jsonl'
 def test_graded_answers_of_models(strict):
     "A small part of what tests/measure_answers.py measures, with us in the repository."
     rows = [json.loads(s) for s in FIXTURE.read_text(encoding='utf-8').splitlines()]
-    rules = {'gsm8k_openai': Rules(marker='A:')} if strict else {}
-    wrong = [(r['label'], r['id']) for r in rows if r['label'] != bool(
-        verify(r['gold'], r['response'], strict=rules.get(r['source'], strict)).answer)]
+    wrong = [(r['label'], r['id']) for r in rows
+             if r['label'] != bool(verify(r['gold'], r['response'], strict=strict).answer)]
     assert len(rows) > 190 and not [w for w in wrong if not w[0]], 'a wrong answer passed'
     assert len(wrong) <= (8 if strict else 0), wrong   # strict: unmarked, or rounded by request
 
@@ -203,7 +205,7 @@ def test_trl_trains_with_it(tmp_path):
     model = LlamaForCausalLM(LlamaConfig(
         vocab_size=8, hidden_size=16, intermediate_size=32, num_hidden_layers=1, bos_token_id=1,
         num_attention_heads=2, num_key_value_heads=1, pad_token_id=0, eos_token_id=1))
-    paid, f = [], trl_reward(Rules(marker='A:'))
+    paid, f = [], trl_reward()
     def spy(**kw): paid.append((kw['completions'], kw['answer'], f(**kw))); return paid[-1][2]
     args = trl.GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[],
         save_strategy='no', num_generations=32, max_steps=15, per_device_train_batch_size=64,
