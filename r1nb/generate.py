@@ -39,7 +39,7 @@ def survey(
     require(n, 'no problems: give at least one')
     return Survey(n, size, h.hexdigest())
 
-# %% ../nbs/38_generate.ipynb #35e54312
+# %% ../nbs/38_generate.ipynb #a09c2d28
 def judged_by(
     problem:Problem,  # what is asked
 )->str:               # 'task', 'mathematics' or 'nobody'
@@ -57,6 +57,7 @@ def judge(
     if who == 'mathematics': return math_answers.verify(problem.gold, response)
     return Verdict(None, None, reason='not judged')
 
+# %% ../nbs/38_generate.ipynb #403fd26f
 def rows_of(
     call:dict,            # teacher, block, part, seed, answers, seconds
     plan:Plan,            # what was asked

@@ -80,7 +80,7 @@ def test_killed_as_it_seals(tmp_path, monkeypatch):
 # ---- faults ----------------------------------------------------------------------------------
 def test_put_aside_and_asked_again(tmp_path):
     down = Fake('down', workers=2, broken=Busy('503'))
-    up = Fake('up', faults=.2)
+    up = Fake('up')
     r = generate(sums(50), [down, up], tmp_path/'r', Plan(tries=3, pause=.001, patience=4))
     assert not r['complete'] and r['teachers']['up']['rows'] == 200
     t = r['teachers']['down']
