@@ -42,9 +42,6 @@ DEVICE void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 DEVICE void named_arrive(int id, int threads) {
-#ifdef ARRIVE_WAITS  // for racecheck, which does not know this instruction well
-  return named_barrier(id, threads);
-#endif
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 DEVICE bool named_any(int id, int threads,

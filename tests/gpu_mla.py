@@ -78,10 +78,10 @@ def check(name, run, lengths, H, fp8, **kw):
     return ok
 
 
-def cuda(q, cache, table, lengths, **defines):
+def cuda(q, cache, table, lengths):
     room = buffers(q, 2*workers(q))
     for t in room: poison(t)
-    return decode64(q, cache, table, lengths, SCALE, out=room, **defines)
+    return decode64(q, cache, table, lengths, SCALE, out=room)
 
 
 def checks(fp8, portable=True):

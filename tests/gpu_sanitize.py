@@ -2,10 +2,8 @@
 
     python tests/gpu_sanitize.py [--tools memcheck,racecheck] [--only mla,mla16] [--out FILE.json]
 
-racecheck knows no arrival without waiting: where the last to reach a named barrier is a warp that
-only arrives (`bar.arrive`, the PTX manual's own producer), it reports what that warp wrote before.
-`example` is that pattern and nothing else, `example, waiting` the same with everybody waiting. So mla
-runs once more with ARRIVE_WAITS, where every arrival waits, and has to be clean there.
+Known: racecheck reports hazards in `mla` (mla_decode.cu), all on one array of 128 floats by which the
+two warpgroups tell each other their running maxima. Why we think they are the tool's: LOG.md.
 
 One process for each kernel and tool, all at once: the tools are slow, the GPU is mostly idle.
 Exit 1 if a tool reports anything, or a result is wrong.
@@ -49,28 +47,11 @@ def kv_append():
             check('cuda', kind, latent, rope, N, seed=N, odd=True)
 
 
-def mla(**defines):
-    from functools import partial
+def mla():
     from gpu_mla import check, cuda
     for fp8 in (False, True):
-        assert check('small', partial(cuda, **defines), [1, 0, 129, 330], 128, fp8)
-        assert check('one long', partial(cuda, **defines), [3000], 128, fp8)
-
-
-def mla_waiting(): mla(ARRIVE_WAITS=1)
-
-
-def example(**defines):
-    import torch
-    from r1nb.kernels.jit import kernel
-    run, out = kernel(str(Path(__file__).parent/'arrive.cu'), 'arrive', **defines), torch.zeros(128)
-    for late in (0, 1):
-        got = out.cuda()
-        run(1, 256, got, late)
-        assert got.tolist() == list(range(128))
-
-
-def example_waiting(): example(ARRIVE_WAITS=1)
+        assert check('small', cuda, [1, 0, 129, 330], 128, fp8)
+        assert check('one long', cuda, [3000], 128, fp8)
 
 
 def mla16():
@@ -78,9 +59,7 @@ def mla16():
     for kind in ('bf16', 'fp8'): assert checks(kind, {}, small=True)
 
 
-KERNELS = {f.__name__: f for f in (gemm, quantize, kv_append, mla, mla_waiting, mla16, example,
-                                   example_waiting)}
-ARRIVALS = 'mla', 'example'      # racecheck cannot judge these
+KERNELS = {f.__name__: f for f in (gemm, quantize, kv_append, mla, mla16)}
 
 
 def main():
@@ -101,13 +80,12 @@ def main():
         rows.append(dict(kernel=k, tool=t, summary=found[0] if found else None,
                          right='right' in text.splitlines(), clean=bool(clean)))
         print('clean' if clean else 'FOUND', k, t, found, flush=True)
-        if not clean and k not in ARRIVALS: print(text[-3000:], flush=True)
+        if not clean: print(text[-3000:], flush=True)
         if a.out:
             import torch
             about = dict(gpu=torch.cuda.get_device_name(), torch=torch.__version__)
             Path(a.out).write_text(json.dumps(about | dict(rows=rows), indent=1))
-    judged = [r for r in rows if not (r['tool'] == 'racecheck' and r['kernel'] in ARRIVALS)]
-    sys.exit(not all(r['clean'] for r in judged) or not all(r['right'] for r in rows))
+    sys.exit(not all(r['clean'] and r['right'] for r in rows))
 
 
 if __name__ == '__main__': main()
