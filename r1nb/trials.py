@@ -17,19 +17,21 @@ from .jail import Limits
 from .sandbox import Sandbox, Tests, isolation, tests_of, whole_program
 from .tasks import Problem
 
-# %% ../nbs/31_trials.ipynb #e5168877
+# %% ../nbs/31_trials.ipynb #4004ec89
 def job(
     row:dict,    # of the file
     where:str,   # for messages
 ):               # (program, Tests)
     "What to run and what it must do: a row with tests, or one of HumanEval or MBPP."
-    program = next((row[k] for k in ('program', 'completion') if k in row), None)
+    said = [row[k] for k in ('program', 'completion') if k in row]
     tests = next((row[k] for k in ('tests', 'test', 'test_list') if row.get(k)), None)
     require(tests, f'{where}: no field tests (nor test, test_list): has {", ".join(row)[:60]}')
     if isinstance(tests, list): tests = '\n'.join(map(str, tests))
     require(isinstance(tests, str), f'{where}: tests are {str(tests)[:40]}: give assertions')
     reference = row.get('canonical_solution', row.get('code'))
-    require(program is not None or reference, f'{where}: no field program')
+    require(said or isinstance(reference, str), f'{where}: no field program')
+    program = said[0] if said else reference
+    if not isinstance(program, str): return program, Tests(tests)  # a verdict, not a mistake
     if 'entry_point' not in row and 'test_list' not in row:
         return program, Tests(tests, str(row.get('setup', '')), str(row.get('entry', '')))
     human = 'entry_point' in row
@@ -38,7 +40,7 @@ def job(
     p = Problem(where, str(row.get('prompt', '')), str(reference or ''), 'program', meta)
     try: made = tests_of(p)
     except SyntaxError: made = Tests(tests)
-    return whole_program(p, reference if program is None else program), made
+    return whole_program(p, program), made
 
 # %% ../nbs/31_trials.ipynb #0ca12693
 def judge_programs(
