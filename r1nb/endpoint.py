@@ -303,19 +303,21 @@ def choice(
     text = rejoin(text or '', thought or '').encode('utf-8', 'replace').decode()
     return text, why == 'stop', ids if whole else None
 
-# %% ../nbs/33_endpoint.ipynb #4c1ab9ae
+# %% ../nbs/33_endpoint.ipynb #56e09973
 def completions(
     found:dict,   # a chat completion as JSON
     n:int,        # answers wanted
     asked:int,    # bytes of the prompt
     url:str,      # for messages
+    most:int=10**9,  # tokens an answer may have: bounds a guess
 )->list[Completion]:  # n or fewer
     "Read a response: every answer, and what it cost."
     rows, usage = found.get('choices'), found.get('usage')
     if not isinstance(rows, list) or not rows: raise Busy(f'{url}: a response without answers')
     rows, usage = [choice(c, url) for c in rows[:n]], usage if isinstance(usage, dict) else {}
     sizes = [len(text.encode()) for text, *_ in rows]
-    written = shares(count(usage.get('completion_tokens'), sum(sizes)), [s + 1 for s in sizes])
+    total = count(usage.get('completion_tokens'), min(sum(sizes), 3*most*len(sizes)))
+    written = shares(total, [s + 1 for s in sizes])
     read = count(usage.get('prompt_tokens'), asked)
     return [Completion(text, len(ids) if ids else k, 0 if i else read, done, ids)
             for i, ((text, done, ids), k) in enumerate(zip(rows, written))]

@@ -22,7 +22,7 @@ from .endpoint import Busy, Completion, Endpoint, Refused, completions, count
 from .engines import VLLM, Local, Teacher, Transformers, Want, home, seeds
 from .model import R1Model
 
-# %% ../nbs/33_teacher.ipynb #01b1562f
+# %% ../nbs/33_teacher.ipynb #812e5caf
 @dataclass(eq=False)
 class Http(Teacher):
     "Any server that speaks OpenAI's chat completions."
@@ -60,7 +60,8 @@ class Http(Teacher):
                     raise Refused(f'{self.model}: {e}', e.status) from None
                 self.many = False
                 continue
-            new = completions(found, k, len(json.dumps(body['messages'])), self.url)
+            asked = len(json.dumps(body['messages']))
+            new = completions(found, k, asked, self.url, w.max_new)
             self.many, got[len(got):] = self.many and len(new) == k, new
             self.reported.add(str(found.get('model'))[:80])
 

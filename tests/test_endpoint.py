@@ -252,6 +252,11 @@ def test_missing_or_absurd_usage_is_guessed(usage):
     a, b = read(dict(content='x'*30), 2, usage=usage)
     assert (a.tokens, b.tokens, a.prompt_tokens, b.prompt_tokens) == (10, 10, 10, 0)
 
+def test_a_guess_never_exceeds_what_was_allowed():
+    f = dict(choices=[dict(message=dict(content='x'*90))]*2)
+    assert [c.tokens for c in completions(f, 2, 9, 'u', 7)] == [7, 7]
+    assert [c.tokens for c in completions(f, 2, 9, 'u')] == [30, 30]
+
 def test_tokens_of_a_request_are_shared_without_loss():
     rng = random.Random(0)
     for _ in range(500):
