@@ -203,7 +203,8 @@ def live(out, seeds=3, n=100, **_):
 
 def merge(target, files):
     rows = [json.loads(l) for f in files for l in Path(f).read_text().splitlines()]
-    machine = {k: sorted({r[k] for r in rows if k in r}) for k in ('cpu', 'cores', 'python', 'torch')}
+    machine = 'cpu', 'cores', 'python', 'torch'
+    machine = {k: sorted({r[k] for r in rows if k in r}) for k in machine}
     out = {k: [{x: v for x, v in r.items() if x not in ('kind', *machine)}
                for r in rows if r['kind'] == k] for k in dict.fromkeys(r['kind'] for r in rows)}
     out |= dict(hardware=machine, command='python tests/measure_generate.py '
