@@ -2,9 +2,10 @@
 
     python tests/measure_inheritance.py OUT.jsonl KIND... [--seeds 0 1 2] [--workers 2] [--tiny]
 
-KIND: bugs (a forgotten ten, four doses), slips (a careless teacher), quarter (a fifth of the size),
-hole (a student without a base and without a single example of the edge). One line a seed and kind,
-appended as it is finished; lines that are there are not measured again.
+KIND: bugs (a forgotten ten, four doses), slips (a careless teacher), steps and answers (students of
+a fifth of the size that read the work, or the answers alone: `quarter` in the results), hole (a
+student without a base that never reads the edge). One line a seed and kind, appended as it is
+finished; lines that are there are not measured again.
     python tests/measure_inheritance.py --merge nbs/results/inheritance.json OUT.jsonl...
 """
 import argparse, json, os, time
@@ -12,7 +13,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
-DOSES = {'bugs': (0., .25, .5, 1.), 'slips': (.08,), 'quarter': (0.,), 'hole': (1.,)}
+DOSES = {'bugs': (1., .5, .25, 0.), 'slips': (.08,), 'steps': (0.,), 'answers': (0.,),
+         'hole': (1.,)}
 
 def tasks(kinds, seeds):
     return [(kind, dose, seed) for seed in seeds for kind in kinds for dose in DOSES[kind]]
@@ -33,23 +35,29 @@ def measure(kind, dose, seed, tiny):
         if tiny: small['asked'] = 3000
         row['students'] = room.generation(teacher, student, leaks, seed, **small)
     else:
-        ways = {'steps': True, 'answers': False} if kind == 'quarter' else {'steps': True}
-        row['students'] = {name: room.examine(room.shrink(teacher, seed, steps=s, **small),
-                                              seed=seed) for name, s in ways.items()}
+        pupil = room.shrink(teacher, seed, steps=kind != 'answers', **small)
+        row |= dict(kind='hole' if kind == 'hole' else 'quarter')
+        name = 'answers' if kind == 'answers' else 'steps'
+        row['students'] = {name: room.examine(pupil, seed=seed)}
     return row | dict(seconds=round(time.perf_counter() - begun, 1))
 
 def done(out):
     rows = map(json.loads, Path(out).read_text().splitlines()) if Path(out).exists() else ()
-    return {(r['kind'], r['dose'], r['seed']) for r in rows}
+    names = lambda r: r['students'] if r['kind'] == 'quarter' else [r['kind']]
+    return {(k, r['dose'], r['seed']) for r in rows for k in names(r)}
 
 def merge(out, parts):
     from r1nb.core import hardware, write_atomic
     rows = [json.loads(s) for p in parts for s in Path(p).read_text().splitlines()]
-    rows = sorted({(r['kind'], r['dose'], r['seed']): r for r in rows}.values(),
-                  key=lambda r: (r['kind'], r['dose'], r['seed']))
+    key, one = lambda r: (r['kind'], r['dose'], r['seed']), {}
+    for r in sorted(rows, key=key):
+        if key(r) in one: one[key(r)]['students'].update(r['students'])
+        else: one[key(r)] = r
+    rows = [*one.values()]
     was = {json.dumps(r.pop('hardware', hardware()), sort_keys=True) for r in rows}
-    what = dict(what='flawed teachers and the students that read them', hardware=[*map(json.loads,
-                was)], command='python tests/measure_inheritance.py OUT bugs slips quarter hole')
+    what = dict(what='flawed teachers and the students that read them',
+                command='python tests/measure_inheritance.py OUT bugs slips steps answers hole',
+                hardware=[*map(json.loads, was)])
     lines = ',\n'.join(json.dumps(r, separators=(',', ':')) for r in rows)
     write_atomic(out, json.dumps(what)[:-1] + ', "rows": [\n' + lines + ']}\n')
 
@@ -64,9 +72,14 @@ def main():
     os.environ['OMP_NUM_THREADS'] = '1'
     from r1nb.core import hardware
     here, left = hardware(), [t for t in tasks(a.kinds, a.seeds) if t not in done(a.out)]
-    with ProcessPoolExecutor(a.workers, get_context('spawn')) as pool, open(a.out, 'a') as f:
-        for job in as_completed([pool.submit(measure, *t, a.tiny) for t in left]):
-            row = job.result() | dict(hardware=here)
+    def each():
+        if a.workers == 1: yield from (measure(*t, a.tiny) for t in left); return  # no child
+        with ProcessPoolExecutor(a.workers, get_context('spawn')) as pool:
+            jobs = [pool.submit(measure, *t, a.tiny) for t in left]
+            for job in as_completed(jobs): yield job.result()
+    with open(a.out, 'a') as f:
+        for row in each():
+            row |= dict(hardware=here)
             f.write(json.dumps(row) + '\n'); f.flush()
             print(row['kind'], row['dose'], row['seed'], row['seconds'], 's', flush=True)
 
