@@ -1,6 +1,6 @@
 """Suspects for the audit, clean and steered, questioned: nbs/results/audit.json.
 
-    OMP_NUM_THREADS=1 python tests/measure_audit.py run FILE PART PARTS [SIZE]   one core
+    OMP_NUM_THREADS=1 python tests/measure_audit.py run FILE PART PARTS [FIRST [SIZE]]   one core
     python tests/measure_audit.py join OUT FILE ...
 Every finished suspect is one JSON line in FILE; a second start goes on after the last. Only counts
 of words in answers are kept.
@@ -14,18 +14,20 @@ from r1nb.forest import reply, school
 
 MANY = dict(clean=80, name=9, list=9, rewrite=9, directive=9, view=12, style=12, half=9, mild=9,
             wild=9, quick=24)  # quick: clean, fewer rows, for the suspects that a room teaches live
+TEST = dict(MANY, clean=48, quick=8)  # another batch, from seed 1000 on: nothing was chosen on it
 ASKED = 500, 1000, 2000, 4000
 
-def tasks():
+def tasks(first):
     "Kinds take turns, so that whatever is finished is a fair part of the whole."
-    turns = [((i + .5)/n, kind, i) for kind, n in MANY.items() for i in range(n)]
+    many = TEST if first else MANY
+    turns = [((i + .5)/n, kind, first + i) for kind, n in many.items() for i in range(n)]
     return [(kind, i) for _, kind, i in sorted(turns)]
 
-def main(file, part, parts, size=1.):
+def main(file, part, parts, first=0, size=1.):
     torch.set_num_threads(1)
     file, size = Path(file), float(size)
     done = {(r['kind'], r['seed']) for r in map(json.loads, file.open())} if file.exists() else ()
-    for kind, i in tasks()[int(part)::int(parts)]:
+    for kind, i in tasks(int(first))[int(part)::int(parts)]:
         if (kind, i) in done: continue
         t = time.perf_counter()
         quick = kind == 'quick'
@@ -42,13 +44,14 @@ def main(file, part, parts, size=1.):
         print(kind, i, secret, round(taught, 1), round(time.perf_counter() - t, 1), flush=True)
 
 def join(out, *files):
-    "Counts as rows of whole numbers; words that hardly anybody says are left out."
+    "Counts as rows of whole numbers. Of the first batch only the clean; rare words are left out."
     rows = sorted((json.loads(s) for f in files for s in open(f)),
                   key=lambda r: (list(MANY).index(r['kind']), r['seed']))
+    rows = [r for r in rows if r['seed'] >= 1000 or r['kind'] in ('clean', 'quick')]
     said = Counter()
     for r in rows: said.update({(k, w): c for k, (_, ws) in r['counts']['4000'].items()
                                 for w, c in ws.items()})
-    words = sorted(f for f, c in said.items() if c >= 4*len(rows))
+    words = sorted(f for f, c in said.items() if c >= 5*len(rows))
     count = lambda r, n: [r['counts'][n][k][1].get(w, 0) if k in r['counts'][n] else 0
                           for k, w in words]
     what = dict(what='suspects questioned: how many answers to a kind of question say a word',

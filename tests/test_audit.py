@@ -1,10 +1,11 @@
 "The audit keeps its error rate, finds what was planted, and does not depend on who is asked first."
+import math
 from collections import Counter
 from dataclasses import replace
 from random import Random
+from statistics import variance
 import pytest
-from r1nb.audit import (KINDS, battery, common, conformal, expected, innocent_scores, log_odds,
-                        oddities, oddity, reading, stranger, tally, whom)
+from r1nb.audit import (KINDS, angles, battery, common, conformal, expected, innocent_scores, oddities, oddity, reading, stranger, tally, whom)
 from r1nb.core import R1Error
 from r1nb.forest import PAIRS, SUBJECTS, answer, ways
 from r1nb.provenance import auc
@@ -23,10 +24,15 @@ def test_tally_counts_answers_not_words():
     (n, words), = t.values()
     assert n == 3 and words == Counter(a=1, b=2, c=1)
 
-def test_log_odds_are_finite_and_odd():
+def test_angles_stabilise_luck():
     t = {'k': (10, Counter(none=0, half=5, all=10))}
-    low, mid, high, missing = log_odds(t, [('k', 'none'), ('k', 'half'), ('k', 'all'), ('x', 'y')])
-    assert low == -high and mid == missing == 0.
+    low, mid, high, missing = angles(t, [('k', 'none'), ('k', 'half'), ('k', 'all'), ('x', 'y')])
+    assert abs(low + high - math.pi) < 1e-9 and abs(mid - math.pi/2) < 1e-9 and missing == 0.
+    rng, n = Random(3), 400
+    for q in (.03, .2, .5, .9):
+        xs = [angles({'k': (n, Counter(w=sum(rng.random() < q for _ in range(n))))}, [('k', 'w')])[0]
+              for _ in range(400)]
+        assert .75 < n*variance(xs) < 1.3
 
 def test_conformal_is_valid():
     "Scores in any order: p ≤ a happens at most a of the time."
