@@ -15,14 +15,14 @@ from fractions import Fraction
 from typing import NamedTuple
 from .core import R1Error, require
 
-# %% ../nbs/32_equations.ipynb #b582db23
+# %% ../nbs/32_equations.ipynb #58c43a79
 SIGNS = str.maketrans({'×': '*', '·': '*', '∙': '*', '÷': '/', '−': '-', '–': '-', '≈': '~',
     '\xa0': ' ', '\u2009': ' ', '\u202f': ' ', '[': '(', ']': ')', '²': '^2', '³': '^3',
     '½': '(1/2)', '€': '$', '£': '$', '¢': '$', '°': ' ', '√': '¿', 'π': '¿', '|': '¿', '…': '¿',
     '≠': ';', '→': ';', '⇒': ';', '≤': ';', '≥': ';', '≡': ';', '\n': ';', '’': "'"})
 FRACTION = re.compile(r'\\frac ?\{([^{}]{1,200})\} ?\{([^{}]{1,200})\}')
 SPELLING = [(re.compile(a), b) for a, b in (
-    (r'<<[^<>]{0,200}>>', ''), (r'\\[dtc]frac(?![a-z])', r'\\frac'),
+    (r'<<[^<>]{0,200}>>|(?<=\d)(?:st|nd|rd|th)\b', ''), (r'\\[dtc]frac(?![a-z])', r'\\frac'),
     (r'\\frac ?(\d) ?(\d)', r'\\frac{\1}{\2}'), (r'\^ ?\{? ?\\circ ?\}?', ' '),
     (r'\\(?:text|mathrm|mbox|textbf) ?\{([^{}]{0,200})\}', r' \1 '), (r'\{,\}', ','),
     (r'\\(?:left|right|[bB]igl?|[bB]igr|displaystyle|boxed|q?quad)(?![a-zA-Z])', ' '),

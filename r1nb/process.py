@@ -56,10 +56,10 @@ def with_process(
     return replace(verdict, process=process.share,
                    reason=f'{verdict.reason}; step {k + 1}: {why}'.lstrip('; '))
 
-# %% ../nbs/32_process.ipynb #1178b631
+# %% ../nbs/32_process.ipynb #c4b5ad14
 MOST_STEPS, MOST_TEXT = 2000, 400_000
 CUT = re.compile(r'\n+|(?<=[.!?;])\s+(?=[A-Z\\$("])')
-GOES_ON = re.compile(r'\s{0,20}\n\s{0,20}(?=&?=[^=])')
+GOES_ON = re.compile(r'\n[ \t]{0,20}(?=&?=[^=])')
 OUTER = re.compile(r'</?(?:think|answer)>')
 
 def joined(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MOST_SHOWN', 'MOST_STEP_CHARS', 'ORDER', 'IN_WORDS', 'SUM_BY_SUM', 'ENDS', 'NUMBER_IDS', 'Form', 'one_line',
            'ask_for_all', 'read_all', 'Judge', 'majority', 'sums_of', 'ask_each', 'read_each', 'step_ends',
-           'StepScorer', 'Row', 'read_row', 'rows_of', 'batch_of', 'train_scorer', 'score_rows', 'threshold_for',
-           'RewardModel', 'lessons', 'nano_ask']
+           'StepScorer', 'Row', 'read_row', 'rows_of', 'batch_of', 'train_scorer', 'read_once', 'score_rows',
+           'threshold_for', 'RewardModel', 'lessons', 'nano_ask']
 
 # %% ../nbs/32_process_reward.ipynb #fd89c279
 import re, secrets
@@ -158,7 +158,7 @@ def read_each(
 
 SUM_BY_SUM = Form(sums_of, ask_each, read_each)
 
-# %% ../nbs/32_process_reward.ipynb #db456c29
+# %% ../nbs/32_process_reward.ipynb #9b44b6b7
 ENDS = {IDS[w] for w in ('Yes!', 'high.', 'low.', 'wrong.')} | {END_ANSWER}
 NUMBER_IDS = range(IDS['0'], IDS['199'] + 1)
 
@@ -171,12 +171,22 @@ def step_ends(
             or ids[t-1] == eq and ids[t] in NUMBER_IDS]
 
 class StepScorer(nn.Module):
-    "A base model whose head says of every position how sound the step ending there is."
-    def __init__(self, trunk:R1Model):
+    "A base model, and a head that says of every position how sound the step ending there is."
+    def __init__(self, trunk:R1Model, tune:bool=False, width:int=64):
         super().__init__()
-        self.trunk, self.head = trunk, nn.Linear(trunk.config.hidden_size, 1)
+        self.trunk, D = trunk.eval().requires_grad_(tune), trunk.config.hidden_size
+        self.head = nn.Sequential(nn.Linear(D + 3, width), nn.GELU(), nn.Linear(width, 1))
 
-    def forward(self, ids): return self.head(self.trunk.hidden(ids))[..., 0]  # [B,T] logits
+    def features(self, ids):
+        "[B,T,D+3]: the state, and how surprising this token, its step and the worst of it were."
+        h = self.trunk.hidden(ids)
+        lp = self.trunk.lm_head(h[:, :-1]).log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+        s = F.pad(-lp.detach(), (1, 0))[:, None]          # [B,1,T] nats
+        step = F.pad(s, (4, 0))                           # a step has five tokens: a + b = c
+        worst, mean = F.max_pool1d(step, 5, 1), F.avg_pool1d(step, 5, 1)
+        return torch.cat([h, *(x[:, 0, :, None]/5 for x in (s, worst, mean))], -1)
+
+    def forward(self, ids): return self.head(self.features(ids))[..., 0]  # [B,T] logits
 
 class Row(NamedTuple):
     "A trace to learn from."
@@ -210,7 +220,7 @@ def rows_of(
         out += [read_row(p, good, False), read_row(p, bad, True)]
     return out
 
-# %% ../nbs/32_process_reward.ipynb #b6347fb2
+# %% ../nbs/32_process_reward.ipynb #8c22df58
 def batch_of(
     rows:list[Row],  # of similar length
 )->tuple:            # ids [N,T], labels [N,T], mask [N,T]
@@ -219,48 +229,60 @@ def batch_of(
     ids, y, m = torch.zeros(len(rows), T, dtype=torch.long), *torch.zeros(2, len(rows), T)
     for i, r in enumerate(rows):
         ids[i, :len(r.ids)] = torch.tensor(r.ids)
-        y[i, r.ends], m[i, r.ends] = torch.tensor(r.labels), 1.
+        if r.labels: y[i, r.ends], m[i, r.ends] = torch.tensor(r.labels), 1.
     return ids, y, m
 
 def train_scorer(
-    trunk:R1Model,         # changed in place; usually a pretrained base
+    trunk:R1Model,         # usually a pretrained base
     rows:list[Row],        # to learn from
-    epochs:int=2,          # passes
+    epochs:int=4,          # passes
     batch:int=32,          # rows a step
-    lr:float=2e-3,         # peak step size
+    lr:float=3e-3,         # peak step size
     seed:int=0,            # of head and order
-    log:Callable=lambda row: None,  # called with a dict every step
+    tune:bool=False,       # train the trunk too (changed in place)
 )->StepScorer:
-    "Cross-entropy on the soundness of every step."
+    "Cross-entropy on the soundness of every step; a frozen trunk is read only once."
     torch.manual_seed(seed)
-    scorer = StepScorer(trunk.eval())
-    opt, steps = adamw(scorer, lr), epochs*(len(rows)//batch)
+    scorer, steps = StepScorer(trunk, tune), epochs*(len(rows)//batch)
     require(steps, f'{len(rows)} traces do not fill one batch of {batch}: make more')
+    opt, read = adamw(scorer, lr), None if tune else read_once(scorer, rows)
     for step in range(steps):
         set_rate(opt, lr*min(1, (step + 1)/10)*(1 - step/steps))
         epoch, i = divmod(step, len(rows)//batch)
-        order = Random(f'{seed}/{epoch}').sample(rows, len(rows))[i*batch:(i + 1)*batch]
-        ids, y, m = batch_of(order)
-        loss = F.binary_cross_entropy_with_logits(scorer(ids), y, m, reduction='sum')/m.sum()
-        loss.backward()
+        part = Random(f'{seed}/{epoch}').sample(range(len(rows)), len(rows))[i*batch:][:batch]
+        if tune:
+            ids, y, m = batch_of([rows[k] for k in part])
+            logits, y = scorer(ids)[m > 0], y[m > 0]
+        else:
+            x, y = (torch.cat([read[k][f] for k in part]) for f in (0, 1))
+            logits = scorer.head(x)[:, 0]
+        F.binary_cross_entropy_with_logits(logits, y).backward()
         torch.nn.utils.clip_grad_norm_(scorer.parameters(), 1.)
         opt.step(); opt.zero_grad(set_to_none=True)
-        log(dict(step=step, loss=loss.item()))
     return scorer
 
-# %% ../nbs/32_process_reward.ipynb #87582132
-@torch.inference_mode()
+# %% ../nbs/32_process_reward.ipynb #dbdb6e6b
+@torch.no_grad()
+def read_once(
+    scorer:StepScorer,  # with a frozen trunk
+    rows:list[Row],     # to read
+    budget:int=8192,    # tokens at once
+)->list:                # per row: features [steps,D+3], labels [steps]
+    "What the trunk says at the end of every step."
+    out = [None]*len(rows)
+    for part in packs([len(r.ids) for r in rows], budget):
+        x = scorer.features(batch_of([rows[i] for i in part])[0])
+        for i, f in zip(part, x): out[i] = f[rows[i].ends], torch.tensor(rows[i].labels)
+    return out
+
+# %% ../nbs/32_process_reward.ipynb #14e2a6ef
+@torch.no_grad()
 def score_rows(
     scorer:StepScorer,  # trained
     rows:list[Row],     # labels are not looked at
-    budget:int=8192,    # tokens at once
 )->list[list[float]]:   # chance that each step is sound, row by row
     "Scores of every step."
-    out = [None]*len(rows)
-    for part in packs([len(r.ids) for r in rows], budget):
-        p = scorer(batch_of([rows[i] for i in part])[0]).sigmoid()
-        for i, q in zip(part, p): out[i] = q[rows[i].ends].tolist()
-    return out
+    return [scorer.head(x)[:, 0].sigmoid().tolist() for x, _ in read_once(scorer, rows)]
 
 def threshold_for(
     scores:list[list[float]],  # of sound traces

@@ -1,7 +1,7 @@
 """Measures the step checkers of rooms 32: writes nbs/results/process_*.json.
 
     python tests/measure_process.py checkers OUT.jsonl      exact checkers: plants, labelled sets
-    python tests/measure_process.py reward OUT.jsonl SEED [controls]   learned judges, one seed
+    python tests/measure_process.py reward OUT.jsonl SEED   reward model and nano judge, one seed
     python tests/measure_process.py zero OUT.jsonl SEED     right but wrong, along R1-Zero
 The labelled sets are looked for in R1NB_DATA. Lines are appended as they are measured, so that a
 killed run keeps what it has; R1NB_SMALL=20 divides all sizes, to try the script.
@@ -62,7 +62,7 @@ def samples(model, n, k, seed, split='held_out', max_new=160):
         out += [decode([t for t in ids if t != END]) for ids in s.ids]
     return problems, out
 
-def reward(out, seed, part='main'):
+def reward(out, seed):
     from r1nb import process_reward as pr
     from r1nb.process_replay import PLANTS, replay
     torch.set_num_threads(1)
@@ -78,39 +78,38 @@ def reward(out, seed, part='main'):
     for p, r in zip(problems, texts):
         try: own.append(pr.read_row(p, r, False))
         except Exception: pass
-    def run(name, n, kinds=PLANTS, trunk='nano', shuffled=False, lr=1e-3):
-        begun, train = time.time(), data(n//SMALL, kinds)
+    area = lambda xs: auc([s for s, y in xs if not y], [s for s, y in xs if y])
+    def run(name, n, kinds=PLANTS, shuffled=False, **kw):
+        begun, train = time.time(), data(max(n//SMALL, 40), kinds)
         if shuffled:
-            rng = Random(seed)
-            train = [r._replace(labels=rng.sample(r.labels, len(r.labels))) for r in train]
-            flat = [x for r in train for x in r.labels]; rng.shuffle(flat); it = iter(flat)
+            flat = [x for r in train for x in r.labels]
+            Random(seed).shuffle(flat)
+            it = iter(flat)
             train = [r._replace(labels=[next(it) for _ in r.labels]) for r in train]
         torch.manual_seed(seed)
         base = R1Model.from_pretrained(ASSETS/'nano')
-        if trunk == 'random': base = R1Model(base.config)
-        scorer = pr.train_scorer(base, train, epochs=2, lr=lr, seed=seed)
-        clean = pr.score_rows(scorer, [r for r in val if not r.planted])
-        bar = pr.threshold_for(clean)
-        scores = pr.score_rows(scorer, test)
-        steps = [(s, y) for ss, r in zip(scores, test) for s, y in zip(ss, r.labels)]
-        mine = [(s, y) for ss, r in zip(pr.score_rows(scorer, own), own)
-                for s, y in zip(ss, r.labels)]
-        area = lambda xs: auc([s for s, y in xs if not y], [s for s, y in xs if y])
+        if name == 'random weights': base = R1Model(base.config)
+        scorer = pr.train_scorer(base, train, epochs=8, seed=seed, **kw)
+        bar = pr.threshold_for(pr.score_rows(scorer, [r for r in val if not r.planted]))
+        scores, mine = pr.score_rows(scorer, test), pr.score_rows(scorer, own)
+        pairs = lambda xs, rows: [z for s, r in zip(xs, rows) for z in zip(s, r.labels)]
+        first = lambda xs, low: next((i for i, x in enumerate(xs) if x < low), None)
+        spoilt = [(s, r) for s, r in zip(scores, test) if r.planted]
+        own_steps = pairs(mine, own)
         put(out, what='reward', name=name, seed=seed, pairs=n, bar=bar,
-            found=found(scorer, bar, test),
-            step_auc=area(steps), own_step_auc=area(mine), own_wrong=sum(not y for _, y in mine),
-            own_steps=len(mine), own_hits=sum(s < bar and not y for s, y in mine),
-            own_false=sum(s < bar and y > 0 for s, y in mine), seconds=time.time() - begun)
+            found=found(scorer, bar, test), step_auc=area(pairs(scores, test)),
+            located=[sum(first(s, bar) == first(r.labels, .5) for s, r in spoilt), len(spoilt)],
+            own_step_auc=area(own_steps), own_steps=len(own_steps),
+            own_wrong=sum(not y for _, y in own_steps),
+            own_hits=sum(s < bar and not y for s, y in own_steps),
+            own_false=sum(s < bar and y > 0 for s, y in own_steps), seconds=time.time() - begun)
         return scorer, bar
-    if part == 'controls':
-        run('shuffled labels', 1000, shuffled=True)
-        run('wrong results only', 1000, kinds=('result',))
-        run('random weights', 1000, trunk='random')
-    else:
-        pressure(out, *run('pretrained', 1000), seed)
-        judge(out, seed)
-        run('pretrained', 250)
-        run('pretrained', 2000)
+    pressure(out, *run('pretrained', 500), seed)
+    run('shuffled labels', 500, shuffled=True)
+    run('random weights', 500)
+    run('wrong results only', 500, kinds=('result',))
+    for n in (50, 150, 1500): run('pretrained', n)
+    judge(out, seed)
     put(out, what='done', seed=seed, seconds=time.time() - t0)
 
 def pressure(out, scorer, bar, seed, problems=60//SMALL, tries=64):
@@ -132,7 +131,7 @@ def pressure(out, scorer, bar, seed, problems=60//SMALL, tries=64):
     put(out, what='pressure', seed=seed, problems=problems, tries=ks,
         fooled=[fooled[k] for k in ks], exact_found=exact, exact_of=problems*tries)
 
-def judge(out, seed, n=6000//SMALL):
+def judge(out, seed, n=16_000//SMALL):
     "Nano taught to say right. or wrong. of a sum, then asked as a judge through generate."
     from r1nb import process_reward as pr
     from r1nb.process import detection
@@ -140,7 +139,7 @@ def judge(out, seed, n=6000//SMALL):
     from r1nb.train import sft
     begun = time.time()
     model = R1Model.from_pretrained(ASSETS/'nano')
-    sft(model, pr.lessons(n, seed), epochs=2, batch=64, lr=1e-3, seed=seed, log=lambda r: None)
+    sft(model, pr.lessons(n, seed), epochs=3, batch=128, lr=2e-3, seed=seed, log=lambda r: None)
     taught = pr.Judge(pr.nano_ask(model), pr.SUM_BY_SUM, max_new=2)
     tests = [(kind, *planted(Random(f'judge/{seed}/{i}'), kind))
              for i in range(max(30//SMALL, 2)) for kind in PLANTS]
@@ -286,4 +285,4 @@ if __name__ == '__main__':
     what, out = sys.argv[1], Path(sys.argv[2])
     put(out, what='machine', command=' '.join(sys.argv), hardware=hardware())
     if what == 'checkers': checkers(out)
-    else: dict(reward=reward, zero=zero)[what](out, int(sys.argv[3]), *sys.argv[4:])
+    else: dict(reward=reward, zero=zero)[what](out, int(sys.argv[3]))
