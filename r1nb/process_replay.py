@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_TEXT', 'MOST_EVENTS', 'EVENT', 'PLANTS', 'NANO_PROMPT', 'Item', 'leaf_mark', 'fresh', 'mark_of', 'take',
-           'begins_anew', 'play', 'events', 'claim', 'replay', 'built', 'Told', 'sound_trace', 'written', 'exactly',
-           'follow', 'spoil', 'planted', 'check_line', 'process_file', 'join']
+           'begins_anew', 'play', 'events', 'claim', 'Desk', 'replay', 'built', 'Told', 'sound_trace', 'written',
+           'exactly', 'follow', 'spoil', 'planted', 'check_line', 'process_file', 'join']
 
 # %% ../nbs/32_process_replay.ipynb #4f3ff19d
 import hashlib, json, re
@@ -133,7 +133,7 @@ def claim(
     why = f'{words!r} at {value} of {target}' + f', {spare} unused'*bool(spare)
     return StepVerdict(true, '' if true else why)
 
-# %% ../nbs/32_process_replay.ipynb #4fde5aff
+# %% ../nbs/32_process_replay.ipynb #3d12ecb8
 class Desk:
     "Where a trace is followed: what is on the table, and what has been said."
     def __init__(self, problem, free, newest):
@@ -147,8 +147,9 @@ class Desk:
 
     def sum(self, e):
         if self.free and begins_anew(e, self.table, self.full): self.begin()
-        excused = e.right.leaves + e.left.leaves*(not e.first) + tuple(self.seen)
-    X        self.steps.append(verdict)
+        excused = self.free*(e.right.leaves + e.left.leaves*(not e.first) + tuple(self.seen))
+        verdict, self.table = play(len(self.steps), e, self.table, self.newest, excused)
+        self.steps.append(verdict)
         self.last, self.erred = self.table[-1], self.erred or not verdict.sound
         self.seen |= {*e.left.leaves, *e.right.leaves}
 
