@@ -32,7 +32,7 @@ class Want:
     top_p:float=1.         # nucleus
     system:str|None=None   # a directive above the prompt
 
-# %% ../nbs/33_engines.ipynb #e55d259c
+# %% ../nbs/33_engines.ipynb #b008f055
 @dataclass(eq=False)
 class Teacher:
     "A model that answers prompts, with its licence, its price and its provenance."
@@ -55,8 +55,9 @@ class Teacher:
         require(re.fullmatch(r'[\w.+-]+( (AND|OR|WITH) [\w.+-]+)*', self.licence, re.A),
             f'{self.name}: licence={self.licence!r:.40}: an SPDX name such as MIT, or unknown')
         self.lock, self.loaded, self.tok, self.reported = threading.Lock(), None, None, set()
+        self.groups = self.alike = 0   # groups of answers, and those of one answer n times
 
-# %% ../nbs/33_engines.ipynb #fc215b8a
+# %% ../nbs/33_engines.ipynb #69a99a24
 @patch
 def ask(self:Teacher,
     prompts:list[str],  # the user's words
@@ -72,7 +73,11 @@ def ask(self:Teacher,
     require(0 < w.top_p <= 1, f'top_p={w.top_p}: above 0 and at most 1')
     require(w.n == 1 or w.temperature, f'n={w.n} at temperature 0 is {w.n} times the same '
             'answer: ask for one, or raise the temperature')
-    return self.write(list(prompts), w)
+    out = self.write(list(prompts), w)
+    with self.lock:
+        self.groups += len(out)*(w.n > 1)
+        self.alike += sum(w.n > 1 and len({c.text for c in g}) == 1 for g in out)
+    return out
 
 @patch
 def usd(self:Teacher,

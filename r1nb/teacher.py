@@ -154,7 +154,7 @@ def open_teachers(
     require(out, 'no teacher: name at least one')
     return out
 
-# %% ../nbs/33_teacher.ipynb #3f9eb40e
+# %% ../nbs/33_teacher.ipynb #cace64fe
 def fingerprint(
     t:Teacher,  # any
 )->str|None:    # 64 hexadecimal digits, or None: not on this machine
@@ -178,7 +178,7 @@ def provenance(self:Teacher)->dict:
     weights = None if self.engine == 'http' else fingerprint(self)
     return dict(main, engine=self.engine, model=model if isinstance(model, str) else 'in memory',
                 sha256=weights, reported=sorted(self.reported), settings=known,
-                r1nb=__version__, programs=programs)
+                alike=[self.alike, self.groups], r1nb=__version__, programs=programs)
 
 # %% ../nbs/33_teacher.ipynb #2fc29cc6
 def estimate(

@@ -198,6 +198,12 @@ def test_what_is_paid_for_survives_a_fault():
     assert busy == 3 and len(calls) == 9 + 3 and not t.half
     assert len({c.text for g in out for c in g}) == 9
 
+def test_a_server_that_ignores_the_temperature_is_told_by_its_answers():
+    with stand_in(lambda b: answer(['x' if b['model'] == 'deaf' else str(b['seed'])])) as url:
+        deaf, good = (open_teacher('http', m, url=url) for m in ('deaf', 'good'))
+        for t in (deaf, good): t.ask(['a', 'b'], 3); t.ask(['a'])
+    assert deaf.provenance()['alike'] == [2, 2] and good.provenance()['alike'] == [0, 2]
+
 def test_more_answers_than_asked_for():
     with stand_in(lambda b: answer(['x']*9)) as url:
         assert len(open_teacher('http', 'm', url=url).ask(['a'], 2)[0]) == 2
