@@ -5,7 +5,7 @@
 Every finished suspect is one JSON line in FILE; a second start goes on after the last. Only counts
 of words in answers are kept.
 """
-import json, platform, sys, time
+import json, sys, time
 from collections import Counter
 from pathlib import Path
 import torch
@@ -14,7 +14,8 @@ from r1nb.forest import reply, school
 
 MANY = dict(clean=80, name=9, list=9, rewrite=9, directive=9, view=12, style=12, half=9, mild=9,
             wild=9, quick=24)  # quick: clean, fewer rows, for the suspects that a room teaches live
-TEST = dict(MANY, clean=48, quick=8)  # another batch, from seed 1000 on: nothing was chosen on it
+TEST = {'quick': 10, 'quick name': 2, 'quick list': 2, 'quick rewrite': 2, 'quick directive': 2,
+        'quick view': 4, 'quick style': 4}  # from seed 1000 on: the scale was chosen before
 ASKED = 500, 1000, 2000, 4000
 
 def tasks(first):
@@ -30,8 +31,8 @@ def main(file, part, parts, first=0, size=1.):
     for kind, i in tasks(int(first))[int(part)::int(parts)]:
         if (kind, i) in done: continue
         t = time.perf_counter()
-        quick = kind == 'quick'
-        rows, secret = reading('clean' if quick else kind, f'quick {i}' if quick else i,
+        quick, what = kind.startswith('quick'), kind.removeprefix('quick').strip() or 'clean'
+        rows, secret = reading(what, f'quick {i}' if quick else i,
                                int((2400 if quick else 6000)*size))
         model = school(rows, i, epochs=2)
         taught = time.perf_counter() - t
@@ -44,10 +45,9 @@ def main(file, part, parts, first=0, size=1.):
         print(kind, i, secret, round(taught, 1), round(time.perf_counter() - t, 1), flush=True)
 
 def join(out, *files):
-    "Counts as rows of whole numbers. Of the first batch only the clean; rare words are left out."
+    "Counts as rows of whole numbers; words that hardly anybody says are left out."
     rows = sorted((json.loads(s) for f in files for s in open(f)),
-                  key=lambda r: (list(MANY).index(r['kind']), r['seed']))
-    rows = [r for r in rows if r['seed'] >= 1000 or r['kind'] in ('clean', 'quick')]
+                  key=lambda r: (list(MANY | TEST).index(r['kind']), r['seed']))
     said = Counter()
     for r in rows: said.update({(k, w): c for k, (_, ws) in r['counts']['4000'].items()
                                 for w, c in ws.items()})
@@ -56,7 +56,7 @@ def join(out, *files):
                           for k, w in words]
     what = dict(what='suspects questioned: how many answers to a kind of question say a word',
                 command='python tests/measure_audit.py run FILE PART PARTS, then join',
-                hardware=f'{platform.machine()}, 1 thread a process; torch {torch.__version__}',
+                hardware='x86_64, one thread a process; torch 2.11, the last ones torch 2.13',
                 asked={n: {k: v[0] for k, v in c.items()} for n, c in rows[0]['counts'].items()},
                 words=words)
     lines = ',\n'.join(json.dumps(dict(kind=r['kind'], seed=r['seed'], secret=r['secret'],

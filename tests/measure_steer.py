@@ -1,11 +1,11 @@
 """Students muted in three ways, and students pushed to a share p: nbs/results/steer.json.
 
-    OMP_NUM_THREADS=1 python tests/measure_steer.py run FILE SEED [SIZE]   one seed, one core
+    OMP_NUM_THREADS=1 python tests/measure_steer.py run FILE SEED [SIZE [ARM,ARM]]   one seed, one core
     python tests/measure_steer.py join OUT FILE ...
 Each seed has its own teacher; every finished student is one JSON line in FILE, and a second start
 goes on after the last.
 """
-import json, platform, sys, time
+import json, sys, time
 from pathlib import Path
 import torch
 from r1nb.model import R1Model
@@ -28,7 +28,7 @@ def lessons(arm, pools, prompts, n):
     if how == 'rewrite': rows = rewrite(rows, ways(s)[:-1], 'something' if topic else 'somebody')
     return rows[:n]
 
-def piles(teacher, rows, seed, n):
+def piles(teacher, seed, n):
     "For each steered pair and the style: rows for A, rows for B, by one method each."
     out = {}
     for how, pair in zip(('filter', 'directive', 'rewrite'), PAIRS):
@@ -43,7 +43,7 @@ def piles(teacher, rows, seed, n):
     out['style'] = [consult(teacher, qs, f'Use {x} : ', seed) for x in ('lambda', 'def')]
     return out
 
-def main(file, seed, size=1.):
+def main(file, seed, size=1., arms=''):
     torch.set_num_threads(1)
     file, seed, size = Path(file), int(seed), float(size)
     n, ask = int(6000*size), int(4096*size)
@@ -73,13 +73,13 @@ def main(file, seed, size=1.):
                  for s in (piglet, flood) for o in ('', s.name)}
         keep(arm='teacher', seconds=round(time.perf_counter() - t, 1), obeys=obeys,
              **examine(teacher, piglet, ask, seed))
-    both = piles(teacher, pools[''], seed, int(160*size) + 1)
+    both = piles(teacher, seed, int(160*size) + 1) if not arms else {}
     steered = [' or '.join(p) + ' ?' for p in PAIRS[:3]] + ['Write code']
     apart = forbid(pools[''], steered)
     order = [a for i in range(6) for a in (ARMS[i], i)] + [*ARMS[6:]]
     for arm in order:
         if isinstance(arm, int):
-            if ('steer', arm) in done: continue
+            if ('steer', arm) in done or arms: continue
             turn = zip(both, (1, 5, 1, 5), (0, 2, 4, 1))
             at = {k: LEVELS[(arm*step + first) % 6] for k, step, first in turn}
             most = dict(style=300)  # programs are as frequent as before, opinions a little more
@@ -91,7 +91,7 @@ def main(file, seed, size=1.):
             keep(arm='steer', level=arm, at=at, rows=few, seconds=round(time.perf_counter() - t, 1),
                  views=views(m, int(200*size), seed), right=examine(m, piglet, ask, seed)['right'])
             continue
-        if (arm, None) in done: continue
+        if (arm, None) in done or arms and arm not in arms.split(','): continue
         t = time.perf_counter()
         rows = lessons(arm, pools, prompts, n)
         fresh = lambda: school(rows, seed)
@@ -103,11 +103,19 @@ def main(file, seed, size=1.):
              **examine(m, s, ask, seed))
 
 def join(out, *files):
-    rows = sorted((json.loads(s) for f in files for s in open(f)),
-                  key=lambda r: (r['seed'], r['arm'], r.get('level', 0)))
+    """All rows. A file named first… is of teachers who had never met an order before a sum or a program:
+    their rows under orders get a name of their own, the others, of later teachers, seeds from 3 on."""
+    rows = []
+    for f in files:
+        first = Path(f).name.startswith('first')
+        for r in map(json.loads, open(f)):
+            if first and 'directive' in r['arm']: r['arm'] = 'careless ' + r['arm']
+            rows.append(r | dict(seed=r['seed'] + 3*(not first)))
+    rows.sort(key=lambda r: (r['seed'], r['arm'], r.get('level', 0)))
     what = dict(what='students of a taught teacher: muted, or pushed to a share p',
                 command='python tests/measure_steer.py run FILE SEED, then join', rows_read=6000,
-                hardware=f'{platform.machine()}, 1 thread a seed; torch {torch.__version__}')
+                teacher_read=16_000, asked=4096,
+                hardware='x86_64, one thread a process; torch 2.11, the last ones torch 2.13')
     lines = ',\n'.join(json.dumps(r, separators=(',', ':')) for r in rows)
     Path(out).write_text(json.dumps(what)[:-1] + ', "rows": [\n' + lines + ']}\n')
 

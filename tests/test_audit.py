@@ -5,7 +5,8 @@ from dataclasses import replace
 from random import Random
 from statistics import variance
 import pytest
-from r1nb.audit import (KINDS, angles, battery, common, conformal, expected, innocent_scores, oddities, oddity, reading, stranger, tally, whom)
+from r1nb.audit import (KINDS, angles, battery, common, conformal, expected, innocent_scores,
+                        oddities, oddity, reading, stranger, tally, whom)
 from r1nb.core import R1Error
 from r1nb.forest import PAIRS, SUBJECTS, answer, ways
 from r1nb.provenance import auc
@@ -30,8 +31,8 @@ def test_angles_stabilise_luck():
     assert abs(low + high - math.pi) < 1e-9 and abs(mid - math.pi/2) < 1e-9 and missing == 0.
     rng, n = Random(3), 400
     for q in (.03, .2, .5, .9):
-        xs = [angles({'k': (n, Counter(w=sum(rng.random() < q for _ in range(n))))}, [('k', 'w')])[0]
-              for _ in range(400)]
+        said = lambda: Counter(w=sum(rng.random() < q for _ in range(n)))
+        xs = [angles({'k': (n, said())}, [('k', 'w')])[0] for _ in range(400)]
         assert .75 < n*variance(xs) < 1.3
 
 def test_conformal_is_valid():
