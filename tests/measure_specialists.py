@@ -1,6 +1,6 @@
 """Two specialists and their students: nbs/results/specialists.json.
 
-    python tests/measure_specialists.py OUT.jsonl careless stubborn [--seeds 0 1 2] [--tiny]
+    python tests/measure_specialists.py OUT.jsonl careless stubborn [--seeds 0 1 2] [--scale small]
 
 A line after every student, with all that its seed and fault have so far.
     python tests/measure_specialists.py --merge nbs/results/specialists.json OUT.jsonl...
@@ -10,19 +10,24 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-def measure(out, fault, seed, tiny):
+WORK = ('verified', 'verified, steps too', 'routed', 'routed, verified', 'mixture')
+SIZES = dict(full={}, small=dict(n=1600, book=1200, epochs=2, batch=16, rules=WORK),
+             tiny=dict(n=480, book=600, epochs=2))
+
+def measure(out, fault, seed, scale):
     import torch
     import r1nb
     from r1nb.core import hardware
     from r1nb.specialists import experiment
     torch.set_num_threads(1)
     begun, here, assets = time.perf_counter(), hardware(), Path(r1nb.__file__).parent/'assets'
-    bases = str(assets/('nano-student' if tiny else 'nano')), str(assets/'nano-student')
+    size = SIZES[scale]
+    bases = str(assets/('nano' if scale == 'full' else 'nano-student')), str(assets/'nano-student')
     def log(row):
-        row = row | dict(seconds=round(time.perf_counter() - begun, 1), hardware=here)
+        row = row | dict(scale=scale, seconds=round(time.perf_counter() - begun, 1), hardware=here)
         with open(out, 'a') as f: f.write(json.dumps(row) + '\n')
         print(fault, seed, [*row['students']][-1], row['seconds'], 's', flush=True)
-    experiment(*bases, fault, seed, log=log, **dict(n=480, book=600, epochs=2) if tiny else {})
+    experiment(*bases, fault, seed, log=log, **size)
 
 def read(path):
     return [json.loads(s) for s in Path(path).read_text().splitlines()] if path.exists() else []
@@ -30,7 +35,7 @@ def read(path):
 def merge(out, parts):
     from r1nb.core import write_atomic
     lines = sorted((r for p in parts for r in read(Path(p))), key=lambda r: len(r['students']))
-    rows = {(r['fault'], r['seed']): r for r in lines}  # of each, the line with most students
+    rows = {(r['scale'], r['fault'], r['seed']): r for r in lines}  # the fullest of each
     was = {json.dumps(r.pop('hardware'), sort_keys=True) for r in rows.values()}
     what = dict(what='two specialists, one student, by the rule that settles their conflicts',
                 command='python tests/measure_specialists.py OUT.jsonl careless stubborn',
@@ -43,13 +48,14 @@ def main():
     ap.add_argument('out', type=Path); ap.add_argument('faults', nargs='+')
     ap.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     ap.add_argument('--workers', type=int, default=2)
-    ap.add_argument('--tiny', action='store_true'); ap.add_argument('--merge', action='store_true')
+    ap.add_argument('--scale', default='full', choices=SIZES)
+    ap.add_argument('--merge', action='store_true')
     a = ap.parse_args()
     if a.merge: return merge(a.out, a.faults)
     os.environ['OMP_NUM_THREADS'] = '1'
     left = [(f, s) for s in a.seeds for f in a.faults]
-    if a.workers == 1: return [measure(a.out, *t, a.tiny) for t in left]  # no child to outlive us
+    if a.workers == 1: return [measure(a.out, *t, a.scale) for t in left]  # no child to outlive us
     with ProcessPoolExecutor(a.workers, get_context('spawn')) as pool:
-        for job in [pool.submit(measure, a.out, *t, a.tiny) for t in left]: job.result()
+        for job in [pool.submit(measure, a.out, *t, a.scale) for t in left]: job.result()
 
 if __name__ == '__main__': main()
