@@ -6,7 +6,7 @@
 __all__ = ['HEAD', 'draw', 'Work', 'decide', 'Count', 'write', 'curate', 'survey', 'spread', 'summary', 'grid', 'readme',
            'read_ratio', 'curate_files', 'join']
 
-# %% ../nbs/34_curate.ipynb #9feeaf5e
+# %% ../nbs/34_curate.ipynb #3618033c
 import json, sys, tempfile
 from array import array
 from collections import Counter
@@ -18,7 +18,9 @@ import numpy as np
 import typer
 from .core import Stage, on_disk, require, sha256, write_atomic
 from .dedup import SHUFFLES, Exam, fingerprint, repeats, row_signature, stir, twins, words
-from .rows import FILTERS, Rules, Sink, as_row, examine, problems_in, rows_in
+from .filters import SMALL, WRITES
+from .rows import FILTERS, Rules, Sink, as_row, examine, features, problems_in, rows_in
+from .safety import safety
 
 # %% ../nbs/34_curate.ipynb #cadd6f34
 def draw(
@@ -219,7 +221,7 @@ def summary(
                    memory_bytes_per_row=memory/n),
         files={k: dict(file=s.path.name, sha256=sha256(s.path)) for k, s in sinks.items()})
 
-# %% ../nbs/34_curate.ipynb #07371ea8
+# %% ../nbs/34_curate.ipynb #25691099
 HEAD = """---
 configs:
 - config_name: default
@@ -228,6 +230,7 @@ configs:
     path: {train}
   - split: rejected
     path: {rejected}
+{features}
 ---
 # Data card
 
@@ -237,7 +240,7 @@ Tokens kept: {tokens_kept:,} of {tokens_all:,}; {saved:.1%} need not be trained 
 Mix: {reasoning:,} reasoning rows, {general:,} general ones{wanted}.
 """
 
-# %% ../nbs/34_curate.ipynb #515535af
+# %% ../nbs/34_curate.ipynb #dafc9357
 def grid(
     head:list,  # names of columns
     rows:list,  # lists of values
@@ -254,14 +257,16 @@ def readme(
     f, t = c['files'], c['tokens']
     ratio = '' if not c['ratio'] else ', asked for {:g} : {:g}'.format(*c['ratio'])
     text = HEAD.format(**c | dict(train=f['train']['file'], rejected=f['rejected']['file'],
-        rejected_rows=c['rejected'], share=c['kept']/max(1, c['rows']), tokens_kept=t['kept'],
+        rejected_rows=c['rejected'], features=features(),
+        share=c['kept']/max(1, c['rows']), tokens_kept=t['kept'],
         tokens_all=t['all'], saved=t['saved'], wanted=ratio))
     per = [[k, *v.values()] for k, v in c['filters'].items()]
     who = [[k, v['rows'], v['kept'], f'{v["kept"]/v["rows"]:.1%}',
             ', '.join(f'{n[4:]} {x}' for n, x in v.items() if n.startswith('not '))]
            for k, v in c['teachers'].items()]
     size = [[k, *v.values()] for k, v in c['length'].items() if v]
-    used = [[i['file'], i.get('kind', 'exam'), i['sha256'][:16]] for i in c['inputs'] + c['against']]
+    used = [[i['file'], i.get('kind', 'exam'), i['sha256'][:16]]
+            for i in c['inputs'] + c['against']]
     parts = [('Filters', ['filter', 'asked', 'rejected', 'it alone'], per),
              ('Teachers', ['teacher', 'rows', 'kept', 'yield', 'rejected'], who),
              ('Licences of kept rows', ['licence', 'rows'], list(c['licences'].items())),
@@ -280,7 +285,7 @@ def read_ratio(
     require(all(0 < x < 1e12 for x in parts), f'mix {mix!r:.40}: give two numbers above 0, as 3:1')
     return parts
 
-# %% ../nbs/34_curate.ipynb #6958ef59
+# %% ../nbs/34_curate.ipynb #d0413ebe
 def curate_files(
     files:Annotated[list[Path], typer.Argument(metavar='FILE...', help='Reasoning rows: .jsonl, '
         '.parquet, or folders of r1nb generate.')],
@@ -296,9 +301,14 @@ def curate_files(
     least:Annotated[int, typer.Option(min=0, help='Words a response must have.')]=3,
     most:Annotated[int, typer.Option(min=1, help='Tokens it may have.')]=32_768,
     keep_wrong:Annotated[bool, typer.Option('--keep-wrong', help='Wrong answers, too.')]=False,
+    safe:Annotated[bool, typer.Option('--safety', help='Ask the safety filter, too.')]=False,
 ):
     "Filter, deduplicate, decontaminate and mix traces; writes a data set with a card."
-    rules = Rules(language, least, most, form, keep_wrong)
+    rules = Rules(language, least, most, form, keep_wrong, safety if safe else None)
+    for f in (*files, *(general or ()), *(against or ())):
+        require(f.exists(), f'{f}: there is no such file or folder: check the path')
+    require(language in {'', *SMALL, *WRITES}, f'language {language!r} is unknown: choose from '
+            f'{" ".join(sorted({*SMALL, *WRITES}))}')
     total = sum(1 for f in (*files, *(general or ())) for _ in rows_in(f))
     with typer.progressbar(length=2*total, label='curate', file=sys.stderr,
                            hidden=not sys.stderr.isatty()) as bar:
