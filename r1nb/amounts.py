@@ -126,10 +126,11 @@ def units(
         for name in names.split(): known[name] = (Fraction(value or 1)*factor, powers)
     return known
 
-# %% ../nbs/36_amounts.ipynb #fdc2553e
+# %% ../nbs/36_amounts.ipynb #b66cdab3
 PIECE = r"[A-Za-z¢]{1,20}\.?(?:\s?\^\s?\{?\s?-?[1-3]\s?\}?|[23](?!\d))?"
 UNIT = re.compile(rf'(.*?[\d}}).])(\s*)({PIECE}(?:\s?[ /*]\s?{PIECE}){{0,3}})')
-PARTS = re.compile(rf'({D}(?:\s?/\s?\d{{1,9}})?)\s*({PIECE}(?:\s?/\s?{PIECE})?)(?:,?\s(?:and\s)?|$)')
+PARTS = re.compile(rf'({D}(?:\s?/\s?\d{{1,9}})?)\s*({PIECE}(?:\s?/\s?{PIECE})?)'
+                   r'(?:,?\s(?:and\s)?|$)')
 NOT_UNITS = set('''pi e i x y z n k a b c d f p q r t u v w j mod cos sin tan log ln exp sqrt or and
     if for when where st nd rd th'''.split())
 TIMES = dict(hundred=100, thousand=10**3, million=10**6, billion=10**9, trillion=10**12, dozen=12)

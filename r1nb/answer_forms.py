@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['REWARD', 'EVALUATE', 'LONGEST', 'MOST', 'ENDS', 'LEAVE', 'SAYS', 'FIGURE', 'SWAP', 'SPELL', 'MONEY', 'HOSTILE',
            'GRID', 'NAMED', 'BASE', 'CHOICES', 'BELOW', 'WORDS', 'PRODUCT', 'CALLS', 'SAFE', 'Rules', 'boxes',
-           'one_box', 'extract', 'last_line', 'last_words', 'tidy', 'refuse', 'parts', 'shape', 'factors', 'same',
-           'same_shape', 'latex', 'formula']
+           'one_box', 'extract', 'last_line', 'last_words', 'tidy', 'refuse', 'parts', 'shape', 'factors',
+           'same_choice', 'same', 'same_shape', 'latex', 'formula']
 
 # %% ../nbs/36_answer_forms.ipynb #39f35f5e
 import ast, operator, re
@@ -120,7 +120,7 @@ def last_words(
     numbers = FIGURE.findall(text)
     return (numbers[-1].rstrip(','), '') if numbers else ('', 'no answer found')
 
-# %% ../nbs/36_answer_forms.ipynb #82b35ccb
+# %% ../nbs/36_answer_forms.ipynb #8eaac4a6
 SWAP = str.maketrans({k: f' {v} ' if v[:1] == '\\' else v for k, v in {
     '−': '-', '–': '-', '×': '\\times', '·': '\\cdot', '÷': '/', 'π': '\\pi', '∞': '\\infty',
     '≤': '\\le', '≥': '\\ge', '≠': '\\ne', '∪': '\\cup', '±': '\\pm', '√': '\\sqrt', '²': '^2',
@@ -132,7 +132,8 @@ SPELL = [(r'\\(?:text|textbf|textit|mathrm|mathbf|mbox|mathit)\s{0,9}\{([^{}]*)\
     (r'\\(l|g)eq?(?:slant)?(?![A-Za-z])', r'\\\1e '),
     (r'\\(?:langle|lparen|lbrace)(?![A-Za-z])', '('), (r'\\(?:rangle|rparen)(?![A-Za-z])', ')'),
     (r'\\frac\s{0,9}(\d)\s{0,9}(\d)', r'\\frac{\1}{\2}'), (r'(?<=\d)\{,\}(?=\d{3})', ','),
-    (r'\^\s{0,9}(?:\\circ|\{\s{0,9}\\circ\s{0,9}\})', ' degrees '), (r'\+\s?(?=\\infty)', ''), (r'\\varnothing', r'\\emptyset'),
+    (r'\^\s{0,9}(?:\\circ|\{\s{0,9}\\circ\s{0,9}\})', ' degrees '),
+    (r'\+\s?(?=\\infty)', ''), (r'\\varnothing', r'\\emptyset'),
     (r'\\mathbb\s?\{?R\}?|\\R(?![A-Za-z])', r'(-\\infty,\\infty)'), (r'\s+', ' ')]
 SPELL = [(re.compile(a), b) for a, b in SPELL]
 
@@ -148,12 +149,12 @@ def tidy(
     s = s.strip(' *').rstrip('.,;: ').strip()
     return s[1:-1].strip() if re.fullmatch(r'\{[^{},]*\}', s) else s
 
-# %% ../nbs/36_answer_forms.ipynb #4ddf3d69
+# %% ../nbs/36_answer_forms.ipynb #96569227
 HOSTILE = [(re.compile(p), why) for p, why in [
     (r'__|import|lambda|eval|exec|\\(?:def|newcommand|input|let|write|csname)', 'code'),
     (r'[\x00-\x08\x0e-\x1f]', 'control characters'), (r'\d{61}', 'a number of more than 60 digits'),
     (r'(?:\^|\*\*)[\s{(]{0,9}[-+]?[\d.,\s]{5,}', 'an exponent of five digits'),
-    (r'(?:\^|\*\*)[\s{(]{0,9}[-+]?\d{2,}[\s\d{}()]{0,20}(?:\^|\*\*)', 'a tower of powers'),
+    (r'(?:\^|\*\*)[\s{(]{0,9}[-+]?(?:[4-9]|\d\d)[\s\d{}()]{0,20}(?:\^|\*\*)', 'a tower of powers'),
     (r'(?:\^|\*\*)[^-+,=]{0,40}(?:\^|\*\*)[^-+,=]{0,40}(?:\^|\*\*)\s*\{?\d', 'a tower of powers'),
     (r'[1-9]\d{4,}[\s)}\]]*!|[3-9]\d{3}[\s)}\]]*!|[!)}\]]\s*!', 'a large factorial'),
     (r'(?:\^|\*\*)[^,=]{0,40}!', 'a factorial in a power'),
@@ -225,7 +226,21 @@ def factors(
         out += [base]*(int(n) if n.isdigit() and int(n) < 99 else 1)
     return sorted(out)
 
-# %% ../nbs/36_answer_forms.ipynb #9b094d51
+# %% ../nbs/36_answer_forms.ipynb #ce01dcd1
+def same_choice(
+    gold:str,    # tidied
+    answer:str,  # tidied
+)->bool|None:    # None: not a choice of letters
+    "The letter of a choice, or several letters."
+    if re.fullmatch(r'\(?[A-Z]\)?', gold):
+        m = re.match(r'\(?([A-Za-z])\)?(?:[.:)\s]|$)(?!\s?(?:or|and|not|but|,|/|&))', answer)
+        more = m and re.search(r'\([A-H]\)|(?:^|\s)[A-H]$', answer[m.end():])
+        return bool(m) and not more and m[1].upper() == gold.strip('()')
+    if CHOICES.fullmatch(gold) and CHOICES.fullmatch(answer):
+        return sorted(re.findall('[A-H]', gold)) == sorted(re.findall('[A-H]', answer))
+    return None
+
+# %% ../nbs/36_answer_forms.ipynb #9c2b4dd1
 def same(
     gold:str,     # tidied
     answer:str,   # tidied
@@ -239,12 +254,7 @@ def same(
     if flat[0] == flat[1]: return True, 'the same text'
     if re.fullmatch(r'\d{1,2}:\d\d', gold) and rules.loose:
         return re.sub(r'[apAP]\.?[mM]\.?$', '', flat[1]) == flat[0], 'a time'
-    if re.fullmatch(r'\(?[A-Z]\)?', gold):
-        m = re.match(r'\(?([A-Za-z])\)?(?:[.:)\s]|$)(?!\s?(?:or|and|not|but|,|/|&))', answer)
-        more = m and re.search(r'\([A-H]\)|(?:^|\s)[A-H]$', answer[m.end():])
-        return bool(m) and not more and m[1].upper() == gold.strip('()'), 'a choice'
-    if CHOICES.fullmatch(gold) and CHOICES.fullmatch(answer):
-        return sorted(re.findall('[A-H]', gold)) == sorted(re.findall('[A-H]', answer)), 'choices'
+    if (ok := same_choice(gold, answer)) is not None: return ok, 'a choice'
     if (b := [BASE.fullmatch(s) for s in (gold, answer)]) != [None, None]:
         bare = [f.split('_')[0] for f in flat]
         if not all(b): return rules.loose and bare[0] == bare[1], 'a base'

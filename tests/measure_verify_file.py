@@ -23,7 +23,8 @@ sys.exit(code)"""
 def row(i):
     "The i-th answer; every third one wrong."
     j = i + (i % 3 == 0)
-    pairs = [(f'{i}', f'\\boxed{{{j}}}'), (f'\\frac{{{i}}}{{{i+1}}}', f'<answer>{j}/{i+1}</answer>'),
+    pairs = [(f'{i}', f'\\boxed{{{j}}}'),
+             (f'\\frac{{{i}}}{{{i+1}}}', f'<answer>{j}/{i+1}</answer>'),
              (f'{i} m', f'\\boxed{{{j/1000} \\text{{ km}}}}'), (f'{i}, 7', f'\\boxed{{7, {j}}}')]
     if i % 20 == 0: return f'{i}*x + 1', f'\\boxed{{1 + {j}*x}}'
     return pairs[i % 4]

@@ -33,8 +33,10 @@ def test_rows_of_every_kind(tmp_path):
     mbpp = dict(task_id=7, text='square', code='def f(x): return x*x', test_setup_code='',
                 test_list=['assert f(3) == 9', 'assert f(2) == 4'])
     rows = [(GOOD, 1), (GOOD | {'program': 'def f(x): return 9', 'tests': ['assert f(3) == 9',
-        'assert f(2) == 4']}, 0), (human, 1), (mbpp, 1), (human | {'completion': '    return 9\n'}, 1),
-        (human | {'program': 'def f(x): return x'}, 0), (mbpp | {'program': 'def f(x): return 9'}, 0),
+        'assert f(2) == 4']}, 0), (human, 1), (mbpp, 1),
+            (human | {'completion': '    return 9\n'}, 1),
+        (human | {'program': 'def f(x): return x'}, 0),
+        (mbpp | {'program': 'def f(x): return 9'}, 0),
         (GOOD | {'program': None}, 0), (GOOD | {'program': 7}, 0), (GOOD | {'program': ''}, 0),
         (GOOD | {'program': 'x'*(1 << 19)}, 0), (GOOD | {'program': '\ud800'}, 0),
         (GOOD | {'tests': 'assert f(3) =='}, 0), (mbpp | {'test_list': ['assert (']}, 0),
@@ -49,8 +51,10 @@ def test_rows_of_every_kind(tmp_path):
     assert not out.with_name('out.jsonl.part').exists()
 
 @pytest.mark.parametrize('row, says', [
-    ('{', 'line 2: not a JSON object'), ('[]', 'line 2: not a JSON object'), ('['*10**5, 'line 2'),
-    ({'program': 'x'}, 'line 2: no field tests'), ({'tests': 'assert 1'}, 'line 2: no field program'),
+    ('{', 'line 2: not a JSON object'), ('[]', 'line 2: not a JSON object'),
+    ('['*10**5, 'line 2'),
+    ({'program': 'x'}, 'line 2: no field tests'),
+    ({'tests': 'assert 1'}, 'line 2: no field program'),
     ({'program': 'x', 'tests': {'a': 1}}, 'line 2: tests are'), ({'program': 'x', 'test': 'y',
         'entry_point': 'f'}, 'line 2: no prompt')])
 def test_broken_rows_are_named(tmp_path, row, says):
@@ -59,7 +63,8 @@ def test_broken_rows_are_named(tmp_path, row, says):
         list(rows)
 
 def test_missing_file(tmp_path):
-    with pytest.raises(R1Error, match='nowhere'): list(trials.judge_programs(tmp_path/'nowhere', None))
+    with pytest.raises(R1Error, match='nowhere'):
+        list(trials.judge_programs(tmp_path/'nowhere', None))
 
 @needs_walls
 def test_the_input_is_not_overwritten(tmp_path):
