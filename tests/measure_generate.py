@@ -1,6 +1,6 @@
 """What a run of many teachers costs and survives: memory, speed, kills, queueing, and a live run.
 
-    python tests/measure_generate.py memory|flush|little|kills|live OUT.jsonl [--seeds 3]
+    python tests/measure_generate.py memory|flush|little|kills|live|exceed OUT.jsonl [--seeds 3]
     python tests/measure_generate.py merge nbs/results/generate.json OUT.jsonl ...
 One JSON object a line is added to OUT.jsonl as soon as it is known; `merge` collects them.
 """
@@ -201,6 +201,49 @@ def live(out, seeds=3, n=100, **_):
         shutil.rmtree(folder.parent)
 
 
+# ---- a student taught by what was kept -------------------------------------------------------
+def exceed(out, seeds=1, first=0, n=1500, asked=400, **_):
+    "The smaller base reads the larger one's kept traces; the control reads as many unchecked."
+    import torch
+    from r1nb.model import R1Model
+    from r1nb.tasks import countdown
+    from r1nb.engines import checkpoint
+    from r1nb.teacher import open_teacher
+    from r1nb.tokens import chat
+    from r1nb.train import sft
+    torch.set_num_threads(1)
+    def new(row, before): return row['answer'] not in [b['answer'] for b in before]
+    for seed in range(first, first + seeds):
+        begun, folder = time.perf_counter(), Path(tempfile.mkdtemp())
+        teacher = open_teacher('local', 'nano', licence='MIT', batch=64)
+        plan = Plan(n=4, seed=seed, max_new=160)
+        generate(countdown(n, seed=700 + seed), [teacher], folder/'lessons', plan,
+                 filters={'new': new})
+        rows = sorted(run_rows(folder/'lessons'),
+                      key=lambda r: (r['source']['at'], r['source']['sample']))
+        kept = [r for r in rows if r['kept']]
+        ended = [r for r in rows if r['finished']]
+        lessons = dict(verified=kept, unchecked=random.Random(seed).sample(ended, len(kept)))
+        pupils = [teacher, open_teacher('local', 'nano-student', name='untaught', batch=64)]
+        for name, rows in lessons.items():
+            pairs = [(chat(r['prompt']), r['token_ids']) for r in rows]
+            model = R1Model.from_pretrained(checkpoint('nano-student'))
+            sft(model, pairs, 3, 16, 5e-4, seed, log=lambda row: None)
+            pupils.append(open_teacher('local', model.eval(), name=name, batch=64))
+        generate(countdown(asked, seed=900 + seed, split='held_out'), pupils, folder/'exam', plan)
+        by = {t.name: [0.]*asked for t in pupils}
+        for r in run_rows(folder/'exam'): by[r['teacher']][r['source']['at']] += r['kept']/plan.n
+        def gain(a, b): return mean_ci([x - y for x, y in zip(by[a], by[b])])
+        add(out, kind='exceed', seed=seed, lessons=len(kept), asked=asked, answers=plan.n,
+            pass1={k: sum(v)/asked for k, v in by.items()},
+            verified_over_teacher=gain('verified', 'nano'),
+            unchecked_over_teacher=gain('unchecked', 'nano'),
+            parameters={k: sum(p.numel() for p in t.load().parameters())
+                        for k, t in zip(('teacher', 'student'), pupils)},
+            seconds=time.perf_counter() - begun)
+        shutil.rmtree(folder)
+
+
 def merge(target, files):
     rows = [json.loads(l) for f in files for l in Path(f).read_text().splitlines()]
     machine = 'cpu', 'cores', 'python', 'torch'
@@ -208,7 +251,7 @@ def merge(target, files):
     out = {k: [{x: v for x, v in r.items() if x not in ('kind', *machine)}
                for r in rows if r['kind'] == k] for k in dict.fromkeys(r['kind'] for r in rows)}
     out |= dict(hardware=machine, command='python tests/measure_generate.py '
-                'live --seeds 5 --n 150; kills --seeds 5; flush; little; memory; merge',
+                'live --seeds 5 --n 150; kills; flush; little; memory; exceed --seeds 5 --n 300',
                 versions=dict(r1nb=hardware()['r1nb']))
     write_atomic(target, json.dumps(out, indent=1))
 
@@ -216,8 +259,10 @@ if __name__ == '__main__':
     a = argparse.ArgumentParser()
     a.add_argument('what'); a.add_argument('out'); a.add_argument('more', nargs='*')
     a.add_argument('--seeds', type=int, default=3); a.add_argument('--n', type=int)
+    a.add_argument('--first', type=int, default=0)
     a = a.parse_args()
     if a.what == 'flood': print(json.dumps(flood(int(a.out))))
     elif a.what == 'victim': print(json.dumps(victim(a.out, int(a.more[0]), int(a.more[1]))))
     elif a.what == 'merge': merge(a.out, a.more)
-    else: globals()[a.what](a.out, seeds=a.seeds, **({'n': a.n} if a.n else {}))
+    else: globals()[a.what](a.out, seeds=a.seeds, first=a.first,
+                             **({'n': a.n} if a.n else {}))

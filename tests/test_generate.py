@@ -30,7 +30,6 @@ teachers = [Fake('a', batch=1, workers=8, faults=.2, pause=.002),
             Fake('b', batch=7, workers=3, faults=.2, pause=.004)]
 print('BEGIN', flush=True)
 generate(sums({n}), teachers, {folder!r}, Plan(n=4, **{fast}), resume=True)
-print('END')
 '''
 
 def killed(folder, n, seed, most=200):
@@ -41,10 +40,10 @@ def killed(folder, n, seed, most=200):
     for kills in range(most):
         p = subprocess.Popen([sys.executable, '-c', text], stdout=subprocess.PIPE, text=True)
         assert p.stdout.readline() == 'BEGIN\n'
-        try: out, _ = p.communicate(timeout=rng.uniform(.05, .8)*(1 + kills/4))
+        try: p.communicate(timeout=rng.uniform(.05, .8)*(1 + kills/4))
         except subprocess.TimeoutExpired:
             p.send_signal(signal.SIGKILL); p.communicate(); continue
-        assert p.returncode == 0 and out == 'END\n', out
+        assert p.returncode == 0
         return kills
     raise AssertionError('never ended')
 
