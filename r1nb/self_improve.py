@@ -63,14 +63,14 @@ def harvest(
             'start from a better model or raise patience')
     return kept[:c.lessons], asked
 
-# %% ../nbs/46_self_improve.ipynb #4c481a5c
+# %% ../nbs/46_self_improve.ipynb #b47b5395
 def examine(
     model:R1Model,           # who is examined
     problems:list[Problem],  # always the same, always held out
     k:int=8,                 # answers to each
     max_new:int=160,         # longest answer, tokens
     seed:int=0,              # of the sampling
-)->dict:                     # pass1, ci95, passes (k -> pass@k), distinct, format_rate, tries, …
+)->dict:                     # pass1, ci95, passes (k -> pass@k), distinct, believes, tries, …
     "Accuracy and variety on held-out problems, at temperature 1."
     traces = ask(model, problems, k, max_new, seed=seed)
     groups = [traces[i:i + k] for i in range(0, len(traces), k)]
@@ -81,6 +81,7 @@ def examine(
     return {x: s[x] for x in ('pass1', 'ci95', 'passes', 'format_rate', 'mean_tokens')} | dict(
         distinct=sum(len(set(v)) for v in votes)/max(sum(map(len, votes)), 1),
         cut=sum(not t.done for t in traces)/len(traces), slips=b['arithmetic_error'],
+        believes=sum(map(believed, traces))/len(traces),
         tries=b['tries'], first_try=b['first_try'])
 
 # %% ../nbs/46_self_improve.ipynb #e5417eba

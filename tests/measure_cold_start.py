@@ -1,6 +1,6 @@
 """Reinforcement from a base and from cold starts: nbs/results/cold_start.json.
 
-    OMP_NUM_THREADS=1 python tests/measure_cold_start.py FOLDER ZEROS [WORKERS] [SEEDS] [SECONDS] [KIND ...]
+    OMP_NUM_THREADS=1 python tests/measure_cold_start.py FOLDER ZEROS [WORKERS SEEDS ...]
 ZEROS holds a reasoner's checkpoint for each seed, in zero0, zero1, …: the `zero/checkpoint` of
 `r1nb run --seed SEED`. One process a run (kind and seed), one JSON file a run in FOLDER;
 `python tests/measure_cold_start.py join OUT FOLDER` makes the result of them.
@@ -20,6 +20,7 @@ from r1nb.tasks import countdown
 ASSETS = Path(r1nb.__file__).parent/'assets'
 RECIPE, LESSONS, ASKED, LONG = ZeroConfig(steps=40), 600, 1600, 400
 KINDS = ('base', 'rewritten', 'shuffled', 'answer only', 'raw')
+SHORT = dict.fromkeys(('shuffled', 'answer only'), 12)  # steps of the controls
 KEPT = ('accuracy', 'mean_tokens', 'format', 'truncated', 'arithmetic_errors', 'flops')
 HELD = int(os.environ.get('HELD', 600))
 
@@ -31,7 +32,8 @@ def look(model, seed, **how):
 
 def one(kind, seed, zeros, file):
     torch.set_num_threads(1)
-    start, c, lessons, asked = time.perf_counter(), RECIPE, LESSONS, ASKED
+    start, lessons, asked = time.perf_counter(), LESSONS, ASKED
+    c = replace(RECIPE, steps=SHORT.get(kind, RECIPE.steps))
     if 'TINY' in os.environ: c, lessons, asked = replace(c, steps=2, prompts=4), 32, 120
     model = R1Model.from_pretrained(ASSETS/'nano')
     run = dict(kind=kind, seed=seed, curve={k: [] for k in KEPT})
@@ -42,7 +44,7 @@ def one(kind, seed, zeros, file):
         run['teacher'] = editors_report(problems, traces)
         model = cold_start(model, drafts(problems, traces, lessons, kind, seed), seed=seed)
     run['before'] = look(model, seed)
-    run['calm'] = look(model, seed + 50, temperature=.6, top_p=.95)
+    if kind not in SHORT: run['calm'] = look(model, seed + 50, temperature=.6, top_p=.95)
     def log(row):
         for k in KEPT: run['curve'][k].append(round(row[k], 4))
         write_atomic(file, json.dumps(run))
@@ -77,6 +79,8 @@ def join(out, folder):
                 asked=ASKED, longest=LONG, recipe=asdict(RECIPE),
                 command='python tests/measure_cold_start.py FOLDER ZEROS, then join OUT FOLDER',
                 hardware=json.loads((Path(folder)/'hardware.json').read_text()))
+    note = Path(folder)/'note.txt'
+    if note.exists(): what['note'] = note.read_text().strip()
     lines = ',\n'.join(json.dumps(r, separators=(',', ':')) for r in runs)
     Path(out).write_text(json.dumps(what)[:-1] + ', "runs": [\n' + lines + ']}\n')
 

@@ -19,8 +19,9 @@ from r1nb.tasks import countdown
 
 ASSETS = Path(r1nb.__file__).parent/'assets'
 BASE = LanguageConfig(steps=90, floor=.5)
-KINDS = {'none': replace(BASE, language=0.), 'weight 1': BASE,
-         'by lot': replace(BASE, by_lot=True), 'weight 0.2': replace(BASE, language=.2)}
+FREE, HALF = replace(BASE, language=0.), BASE.steps//2
+KINDS = {'none': [FREE], 'weight 1': [BASE], 'by lot': [replace(BASE, steps=20, by_lot=True)],
+         'later': [replace(FREE, steps=HALF), replace(BASE, steps=HALF)]}
 HELD, DOCS, EVERY = int(os.environ.get('HELD', 500)), int(os.environ.get('DOCS', 1500)), 10
 
 def look(model, n, k, seed):
@@ -37,17 +38,20 @@ def look(model, n, k, seed):
 
 def one(kind, seed, file):
     torch.set_num_threads(1)
-    c, start, curve = KINDS[kind], time.perf_counter(), []
-    if 'TINY' in os.environ: c = replace(c, steps=2, prompts=4)
+    parts, start, curve, done = KINDS[kind], time.perf_counter(), [], 0
+    if 'TINY' in os.environ: parts = [replace(c, steps=2, prompts=4) for c in parts]
     model = speak(R1Model.from_pretrained(ASSETS/'nano'), DOCS, seed)
     run = dict(kind=kind, seed=seed, base=look(model, HELD, 2, seed))
     def after(step, opt, spent):
-        if step % EVERY == 0 or step == 1:
-            found = look(model, 100, 1, step)
-            curve.append(dict(step=step, share=found['share'], pure=found['pure'],
+        if step % EVERY == 0 or done + step == 1:
+            found = look(model, 100, 1, done + step)
+            curve.append(dict(step=done + step, share=found['share'], pure=found['pure'],
                               pass1=found['pass1'], tokens=found['tokens']))
         write_atomic(file, json.dumps(run | dict(curve=curve)))
-    zero(model, countdown(20_000, seed), c, seed, log=lambda row: None, after=after)
+    for c in parts:
+        own = seed + 1000*done
+        zero(model, countdown(20_000, own), c, own, log=lambda row: None, after=after)
+        done += c.steps
     run['end'] = look(model, HELD, 2, seed + 100)
     run['seconds'] = round(time.perf_counter() - start, 1)
     write_atomic(file, json.dumps(run | dict(curve=curve)))
@@ -77,7 +81,9 @@ def join(out, folder):
                 command='python tests/measure_language.py FOLDER, then join OUT FOLDER',
                 documents=DOCS,
                 hardware=json.loads((Path(folder)/'hardware.json').read_text()),
-                recipes={k: asdict(c) for k, c in KINDS.items()})
+                recipes={k: [asdict(c) for c in cs] for k, cs in KINDS.items()})
+    note = Path(folder)/'note.txt'
+    if note.exists(): what['note'] = note.read_text().strip()
     lines = ',\n'.join(json.dumps(r, separators=(',', ':'), ensure_ascii=False) for r in runs)
     Path(out).write_text(json.dumps(what)[:-1] + ', "runs": [\n' + lines + ']}\n')
 

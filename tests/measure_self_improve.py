@@ -1,6 +1,6 @@
 """Loops that learn from themselves: nbs/results/self_improve.json. Goes on where it stopped.
 
-    OMP_NUM_THREADS=1 python tests/measure_self_improve.py FOLDER [WORKERS] [SEEDS] [SECONDS] [KIND ...]
+    OMP_NUM_THREADS=1 python tests/measure_self_improve.py FOLDER [WORKERS SEEDS SECONDS KIND …]
 One process a loop (kind and seed), one JSON line a round in FOLDER/KIND-SEED.jsonl;
 `python tests/measure_self_improve.py join OUT FOLDER` makes the result of them.
 """
@@ -15,8 +15,8 @@ from r1nb.self_improve import Loop, improve
 from r1nb.tasks import countdown
 
 ASSETS = Path(r1nb.__file__).parent/'assets'
-KINDS = {'verifier': Loop(rounds=7), 'nobody': Loop(rounds=7, keep='anything'),
-         'own verdict': Loop(rounds=7, keep='believed'),
+KINDS = {'verifier': Loop(rounds=7), 'nobody': Loop(rounds=3, keep='anything'),
+         'own verdict': Loop(rounds=3, keep='believed'),
          'verifier, going on': Loop(rounds=7, restart=False)}
 HELD, K = int(os.environ.get('HELD', 300)), 8
 
@@ -57,6 +57,8 @@ def join(out, folder):
     what = dict(what='self-improving loops from the shipped nano base', held_out=HELD, answers=K,
                 command='python tests/measure_self_improve.py FOLDER, then join OUT FOLDER',
                 hardware=card, loops={k: asdict(c) for k, c in KINDS.items()})
+    note = Path(folder)/'note.txt'
+    if note.exists(): what['note'] = note.read_text().strip()
     lines = ',\n'.join(json.dumps(r, separators=(',', ':')) for r in rows)
     Path(out).write_text(json.dumps(what)[:-1] + ', "rows": [\n' + lines + ']}\n')
 

@@ -31,7 +31,8 @@ def answers():
     for p in P:
         text = written(p, rng)
         v = verify(p, text)
-        out.append(Trace(p.id, p.prompt, text, encode(text), [], True, v.answer, v.format, v.reason))
+        marks = v.answer, v.format, v.reason
+        out.append(Trace(p.id, p.prompt, text, encode(text), [], True, *marks))
     return out
 
 
@@ -70,7 +71,7 @@ def test_drafts_of_four_kinds():
     responses = {k: sorted(map(tuple, (r for _, r in s))) for k, s in sets.items()}
     assert responses['shuffled'] == responses['rewritten'] != responses['raw']
     assert max(len(r) for _, r in sets['answer only']) < 25
-    with pytest.raises(R1Error, match='answers can be rewritten, 9999 asked'): drafts(P, answers(), 9999)
+    with pytest.raises(R1Error, match='can be rewritten, 9999 asked'): drafts(P, answers(), 9999)
     with pytest.raises(R1Error, match="kind='poem'"): drafts(P, answers(), 5, 'poem')
 
 

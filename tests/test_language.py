@@ -20,7 +20,8 @@ P = countdown(20, 0)
     ('', {}), ('12 + 3 = 15 , ( 4 ) .', {}), ('_ __ \x00 \ud800', {}),
     ('Wait,wait', {'LATIN': 2}), ('Größe naïve', {'LATIN': 2}), ('x² ½', {'LATIN': 1}),
     ('我们 试试 one', {'CJK': 4, 'LATIN': 1}), ('abcдеf', {'LATIN': 2, 'CYRILLIC': 1}),
-    ('한국어 말', {'HANGUL': 2}), ('カタカナ', {'KATAKANA': 4}), ('αβγ שלום', {'GREEK': 1, 'HEBREW': 1})])
+    ('한국어 말', {'HANGUL': 2}), ('カタカナ', {'KATAKANA': 4}),
+    ('αβγ שלום', {'GREEK': 1, 'HEBREW': 1})])
 def test_words_of_many_scripts(text, words): assert dict(words_by_script(text)) == words
 
 
@@ -35,11 +36,12 @@ def test_any_text_gives_a_share_or_none():
 
 
 def test_the_target_is_the_language_of_the_prompt():
-    chinese = Problem('c', '用 20 4 6 凑 24', '20 + 4', 'countdown', {'numbers': [20, 4], 'target': 24})
+    meta = {'numbers': [20, 4], 'target': 24}
+    chinese = Problem('c', '用 20 4 凑 24', '20 + 4', 'countdown', meta)
     said = '<think> 试 Try 20 + 4 . 对! </think> <answer> 20 + 4 </answer>'
     assert verify_language(chinese, said).language == 2/3
     assert verify_language(P[0], said).language == 1/3
-    bare = Problem('n', '20 4', '', 'countdown', {'numbers': [20, 4], 'target': 24})
+    bare = Problem('n', '20 4', '', 'countdown', meta)
     assert verify_language(bare, said).language == 0.
 
 

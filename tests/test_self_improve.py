@@ -20,7 +20,8 @@ def weights(m): return torch.cat([p.detach().flatten() for p in m.parameters()])
 
 
 @pytest.mark.parametrize('kw, say', [
-    (dict(keep='best'), "keep='best': choose from"), (dict(lessons=4), '4 lessons in batches of 16'),
+    (dict(keep='best'), "keep='best': choose from"),
+    (dict(lessons=4), '4 lessons in batches of 16'),
     (dict(batch=0), 'fill one batch')])
 def test_bad_recipes(kw, say):
     with pytest.raises(R1Error, match=say): Loop(**kw)
@@ -74,4 +75,5 @@ def test_two_habits_as_on_paper():
 def test_the_tally_is_of_its_seed():
     a, b = tally(300, seed=1), tally(300, seed=1)
     assert a == b != tally(300, seed=2)
-    assert sum(n for n, _, _ in a.values()) == 300 and set(KEEP) == {'right', 'believed', 'anything'}
+    assert sum(n for n, _, _ in a.values()) == 300
+    assert set(KEEP) == {'right', 'believed', 'anything'}
