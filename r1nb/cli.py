@@ -7,22 +7,23 @@ __all__ = ['app', 'ENABLES', 'InOrder', 'top', 'report', 'choose', 'check_seed',
            'coloured', 'installed', 'extras', 'first_line', 'checkup', 'advice', 'doctor', 'how_to_resume', 'mendable',
            'keep', 'main', 'complain']
 
-# %% ../nbs/91_cli.ipynb #5832dcdc
+# %% ../nbs/91_cli.ipynb #9171786d
 import errno, json, os, re, shlex, shutil, subprocess, sys, tempfile, traceback
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Annotated, Optional
 import typer, typer.core
-from . import __version__, bill, math_answers
+from . import __version__, bill, curate, math_answers, order, trials
 from .charts import clean
 from .core import R1Error, hardware, require
 
-# %% ../nbs/91_cli.ipynb #d0a6cf17
+# %% ../nbs/91_cli.ipynb #159758c7
 class InOrder(typer.core.TyperGroup):
-    "The main job first, whatever the order of this page."
+    "The main job first, then what other rooms add."
     def list_commands(self, ctx):
-        return ['run', 'report', 'sample', 'doctor', 'verify', 'cost', 'claims', 'hardware']
+        first = 'run', 'report', 'sample', 'doctor'
+        return [*first, *(name for name in self.commands if name not in first)]
 
 app = typer.Typer(name='r1nb', cls=InOrder, add_completion=False, rich_markup_mode=None,
                   context_settings=dict(help_option_names=['-h', '--help']))
@@ -36,8 +37,7 @@ def top(
     if version: typer.echo(f'r1nb {__version__}')
     elif ctx.invoked_subcommand is None: typer.echo(ctx.get_help())
 
-math_answers.join(app)
-bill.join(app)
+for room in math_answers, trials, order, curate, bill: room.join(app)
 
 # %% ../nbs/91_cli.ipynb #13b8379d
 @app.command()
