@@ -147,7 +147,7 @@ class Watch:
     def close(self):
         if self.bar: self.bar.stop()
 
-# %% ../nbs/38_order.ipynb #3251b916
+# %% ../nbs/38_order.ipynb #1775d3f0
 def outcome(
     report:dict,  # of the run
     folder,       # where
@@ -157,11 +157,11 @@ def outcome(
     for name, t in report['teachers'].items():
         text = (f'{name}: {t["rows"]:,} rows, {t["right"]/max(t["rows"], 1):.1%} right, '
                 f'{t["kept"]:,} kept, {t["tokens"]:,} tokens, ${t["usd"]:,.4f}')
-        if t['put_aside']: text += f', {t["put_aside"]} calls put aside (failures.jsonl)'
-        if t['lost']: text += (f', {t["lost"]} calls lost in a kill and asked again '
+        if t['put_aside']: text += f', calls put aside: {t["put_aside"]} (failures.jsonl)'
+        if t['lost']: text += (f', calls lost in a kill and asked again: {t["lost"]} '
                                f'(at most ${t["lost_usd"]:,.4f} paid for nothing)')
         out.append(text + (f'; stopped: {t["stopped"]}' if t['stopped'] else ''))
-    files = f'{len(shards(folder))} files {folder}/traces-*'
+    files = f'files: {len(shards(folder))}, {folder}/traces-*'
     return '\n'.join([*out, files if report['complete'] else
                       f'{files}; not complete: go on with --resume'])
 
