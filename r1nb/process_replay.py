@@ -7,7 +7,7 @@ __all__ = ['MOST_TEXT', 'MOST_EVENTS', 'EVENT', 'PLANTS', 'NANO_PROMPT', 'Item',
            'begins_anew', 'play', 'events', 'claim', 'Desk', 'replay', 'built', 'Told', 'sound_trace', 'written',
            'exactly', 'follow', 'spoil', 'planted', 'check_line', 'process_file', 'join']
 
-# %% ../nbs/32_process_replay.ipynb #4f3ff19d
+# %% ../nbs/32_process_replay.ipynb #631e8d9a
 import hashlib, json, re
 from collections import Counter
 from fractions import Fraction
@@ -21,8 +21,7 @@ from .core import R1Error, on_disk, require
 from .corpus import EXACT, miscalculate, walk
 from .corpus import problem as puzzle, say as say_steps
 from .equations import Equality, equalities, number, tokens_in, value_of
-from .process import (ProcessVerdict, StepVerdict, check_arithmetic, check_steps, joined,
-                          say)
+from .process import ProcessVerdict, StepVerdict, check_arithmetic, check_steps, joined, say
 from .tasks import Problem
 from .verify import split_response
 
@@ -59,7 +58,7 @@ def mark_of(
     try: return value_of(tokens_in(text), swap=marks)
     except R1Error: return None
 
-# %% ../nbs/32_process_replay.ipynb #6d592f97
+# %% ../nbs/32_process_replay.ipynb #7cd2ef61
 def take(
     table:list[Item],  # what is there
     leaves:tuple,      # the numbers a step uses
@@ -77,10 +76,12 @@ def begins_anew(
     e:Equality,        # a sum
     table:list[Item],  # what is there
     full:list[Item],   # what was there at the start
+    prose:bool,        # tries are not announced
 )->bool:               # the sum is possible at the start only
-    "Free text does not announce a new try: it just starts with the given numbers again."
+    "A sum of all given numbers says it all again; prose begins anew without a word."
     leaves = (e.left if e.left.signs else e.right).leaves
-    return take(table, leaves)[2] is not None and take(full, leaves)[2] is None
+    anew = take(table, leaves)[2] is not None and take(full, leaves)[2] is None
+    return anew and (prose or len(leaves) == len(full))
 
 def play(
     i:int,             # its place in the trace, from 0
@@ -133,11 +134,11 @@ def claim(
     why = f'{words!r} at {value} of {target}' + f', {spare} unused'*bool(spare)
     return StepVerdict(true, '' if true else why)
 
-# %% ../nbs/32_process_replay.ipynb #3d12ecb8
+# %% ../nbs/32_process_replay.ipynb #bd925976
 class Desk:
     "Where a trace is followed: what is on the table, and what has been said."
-    def __init__(self, problem, free, newest):
-        self.meta, self.free, self.newest = problem.meta, free, newest
+    def __init__(self, problem, form, newest):
+        self.meta, self.form, self.newest = problem.meta, form, newest
         self.full, self.steps, self.seen = fresh(problem.meta['numbers']), [], set()
         self.begin()
 
@@ -146,20 +147,20 @@ class Desk:
         if path: self.start, self.erred = len(self.steps), False
 
     def sum(self, e):
-        if self.free and begins_anew(e, self.table, self.full): self.begin()
-        excused = self.free*(e.right.leaves + e.left.leaves*(not e.first) + tuple(self.seen))
+        if begins_anew(e, self.table, self.full, self.form == 'prose'): self.begin()
+        excused = (self.form == 'prose')*(e.right.leaves + tuple(self.seen))
         verdict, self.table = play(len(self.steps), e, self.table, self.newest, excused)
         self.steps.append(verdict)
         self.last, self.erred = self.table[-1], self.erred or not verdict.sound
         self.seen |= {*e.left.leaves, *e.right.leaves}
 
     def claim(self, kind, words):
-        if not self.last or self.free: return
+        if not self.last or self.form != 'tries': return
         spare = len(self.table) - 1 if self.meta.get('exact', True) else 0
-        self.steps.append(claim(kind, words, self.last.value, spare,
-                                Fraction(self.meta['target']), self.erred))
+        target, value = self.meta['target'], self.last.value
+        self.steps.append(claim(kind, words, value, spare, target, self.erred))
 
-# %% ../nbs/32_process_replay.ipynb #c727f76a
+# %% ../nbs/32_process_replay.ipynb #8858f06a
 def replay(
     problem:Problem,   # a countdown problem
     response:str,      # the text from the end of the prompt on
@@ -167,12 +168,14 @@ def replay(
     newest:bool=True,  # of two equal numbers take the one made last
 )->ProcessVerdict:     # sums, claims and at the end the answer, in their order
     "Follow every number of a trace; never raises on what a model wrote."
+    if not isinstance(response, str): return ProcessVerdict('replay')
     thought, answer, broken = split_response(response)
-    text = response[:MOST_TEXT] if isinstance(response, str) else ''
-    if broken: thought, _, answer = text.partition('<answer>')
-    desk = Desk(problem, not re.search(r'\bTry\s+\d', thought), newest)
-    for kind, what in events(thought):
-        if len(desk.steps) >= MOST_EVENTS: break
+    if broken: thought, _, answer = response[:MOST_TEXT].partition('<answer>')
+    said = list(islice(events(thought), MOST_EVENTS))
+    short = sum(k == 'step' for k, _ in said) < len(problem.meta['numbers'])
+    form = 'tries' if re.search(r'\bTry\s+\d', thought) else 'one' if short else 'prose'
+    desk = Desk(problem, form, newest)
+    for kind, what in said:
         if kind == 'step': desk.sum(what)
         elif kind == 'start': desk.begin(path=not what.startswith('check'))
         elif kind != 'line': desk.claim(kind, what)
@@ -182,7 +185,7 @@ def replay(
         desk.steps.append(end)
     return ProcessVerdict('replay', tuple(desk.steps[desk.start if path else 0:]))
 
-# %% ../nbs/32_process_replay.ipynb #b781385d
+# %% ../nbs/32_process_replay.ipynb #11698eea
 def built(
     answer:str,  # what follows <answer>
     desk:Desk,   # at the end of the thought
@@ -192,12 +195,13 @@ def built(
     marks = {number(t): leaf_mark(number(t)) for t in toks if t.kind == 'n'}
     try: mine = value_of(toks, swap=marks)
     except R1Error as e: return StepVerdict(None, f'the answer is no expression: {e}')
-    done = not desk.free or last and len(desk.table) == 1 and last.value == desk.meta['target']
+    done = desk.form == 'tries' or last and len(desk.table) == 1 and (
+        desk.form == 'one' or last.value == desk.meta['target'])
     if not last or not last.mark or not done: return StepVerdict(None, 'no try to compare with')
     ok = mine == last.mark
     return StepVerdict(ok, '' if ok else 'the answer is not what the last try built', last.wrong)
 
-# %% ../nbs/32_process_replay.ipynb #de5c27d7
+# %% ../nbs/32_process_replay.ipynb #54af13f2
 class Told(NamedTuple):
     "A trace by construction: misses, then a hit."
     problem:Problem  # countdown
@@ -212,9 +216,8 @@ def sound_trace(
 )->Told:                 # every sum right, every claim true, and the answer what the hit built
     "A search as the corpus writes it, without its mistakes."
     p = puzzle(rng, sizes)
-    name = f'countdown-{"-".join(map(str, sorted(p.numbers)))}={p.target}'
     prompt = f'Make {p.target} from {" ".join(map(str, p.numbers))} .'
-    q = Problem(name, prompt, p.expr, 'countdown',
+    q = Problem(prompt, prompt, p.expr, 'countdown',
                 dict(numbers=p.numbers, target=p.target, exact=True))
     walks = [walk(rng, p.numbers) for _ in range(int(rng.random()*(most + 1)))]
     return Told(q, [s for s, _, v in walks if v != p.target], p.steps, rng.random() < .25)
@@ -229,8 +232,8 @@ def written(
     for i, s in enumerate(t.misses):
         high = (s[-1][3] > target) != (flip and not i)
         out += [f'Try {say_steps(s)} .', 'No, too high.' if high else 'No, too low.']
-    out += [f'Try {say_steps(steps or t.steps)} .', 'Yes!']
-    if t.again: out += [f'Check: {say_steps(steps or t.steps)} .', 'Yes!']
+    last = f'{say_steps(steps or t.steps)} . Yes!'
+    out += [f'Try {last}'] + [f'Check: {last}']*t.again
     return f'<think> {" ".join(out)} </think> <answer> {t.problem.gold} </answer>'
 
 # %% ../nbs/32_process_replay.ipynb #a2d60780
@@ -324,7 +327,7 @@ def check_line(
         return check_arithmetic(None, text)
     return replay(Problem('', '', '', 'countdown', dict(numbers=numbers[:20], target=target)), text)
 
-# %% ../nbs/32_process_replay.ipynb #2e908f13
+# %% ../nbs/32_process_replay.ipynb #32222bb4
 def process_file(
     file:Annotated[Path, typer.Argument(metavar='FILE.jsonl', help='Fields: response or steps.')],
 ):
@@ -335,13 +338,11 @@ def process_file(
             try: row = json.loads(line)
             except (ValueError, RecursionError): row = None
             v = check_line(row, f'{file}:{n}')
-            k = v.first_error
-            why = '' if k is None else v.steps[k].reason
-            told = dict(line=n, checker=v.checker, process=v.share, steps=len(v.steps))
-            typer.echo(json.dumps(told | dict(judged=len(v.checked), first_error=k, reason=why)))
+            why = v.steps[v.first_error].reason if v.flagged else ''
+            typer.echo(json.dumps(dict(line=n, checker=v.checker, process=v.share, reason=why,
+                steps=len(v.steps), judged=len(v.checked), first_error=v.first_error)))
             seen, flagged, judged = seen + 1, flagged + v.flagged, judged + bool(v.checked)
-    typer.echo(f'{seen} solutions, {judged} with a step to judge, {flagged} with a wrong one',
-               err=True)
+    typer.echo(f'{seen} solutions, {judged} judged, {flagged} with a wrong step', err=True)
 
 def join(
     app:typer.Typer,  # the command `r1nb`

@@ -1,6 +1,5 @@
 """Step checkers: hostile text, other plants and styles, labelled sets, judges that are attacked."""
 import json, os, re, time
-from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 from random import Random
@@ -143,21 +142,20 @@ def in_prose(t, steps):
     "The same search as someone else would write it."
     said = [f'First, {a} {s} {b} = {v}.' if not i else f'Then {a} {s} {b} = {v}.'
             for i, (a, b, s, v) in enumerate(steps)]
-    return f'<think>\n' + '\n'.join(said) + f'\n</think> <answer> {t.problem.gold} </answer>'
+    return '<think>\n' + '\n'.join(said) + f'\n</think> <answer> {t.problem.gold} </answer>'
 
-def test_other_styles_of_trace():
+@pytest.mark.parametrize('dress', [in_prose, lambda t, steps: '<think>' + '; '.join(
+    f'{a}{s}{b}={v}' for a, b, s, v in steps) + f' done</think><answer>{t.problem.gold}</answer>'])
+def test_other_styles_of_trace(dress):
     from r1nb.process_replay import spoil
-    found = Counter()
-    for i in range(120):
+    for i in range(80):
         rng = Random(f'prose/{i}')
         t = sound_trace(rng)
-        assert not replay(t.problem, in_prose(t, t.steps)).flagged
+        assert not replay(t.problem, dress(t, t.steps)).flagged
         assert not replay(t.problem, written(t).replace('*', '×').replace('-', '−')).flagged
-        for kind in ('result', 'carried', 'operand', 'sign', 'foreign', 'skipped'):
+        for kind in PLANTS[:-1]:
             if steps := spoil(t.steps, t.problem.meta['numbers'], kind, rng):
-                found[kind, replay(t.problem, in_prose(t, steps)).flagged] += 1
-    for kind in ('result', 'carried', 'operand', 'sign'):
-        assert found[kind, True] >= .95*(found[kind, True] + found[kind, False]), found
+                assert replay(t.problem, dress(t, steps)).flagged, (kind, dress(t, steps))
 
 def test_other_plants():
     cut = lambda a, b: GOOD.replace(a, b)
