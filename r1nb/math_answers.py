@@ -94,7 +94,7 @@ def work(
         signal.setitimer(signal.ITIMER_PROF, 0)
         out.write(json.dumps(found) + '\n')
 
-# %% ../nbs/37_math_answers.ipynb #a3a7444d
+# %% ../nbs/37_math_answers.ipynb #22aba029
 class Worker:
     "One warm process."
     def __init__(self,
@@ -116,7 +116,7 @@ class Worker:
     def ask(self, question):
         "The line it answers; '' if it is late, dead or cannot start."
         try:
-            self.warm = self.warm or self.read(60) == 'ready\n'
+            self.warm = self.warm or self.read(600) == 'ready\n'  # a busy machine starts slowly
             if not self.warm: return ''
             self.process.stdin.write(json.dumps(question) + '\n')
             return self.read(4*self.seconds)  # by the wall: the machine may be busy
