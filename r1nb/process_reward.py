@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MOST_SHOWN', 'MOST_STEP_CHARS', 'ORDER', 'IN_WORDS', 'SUM_BY_SUM', 'ENDS', 'NUMBER_IDS', 'Form', 'one_line',
-           'ask_for_all', 'read_all', 'Judge', 'majority', 'sums_of', 'ask_each', 'read_each', 'step_ends',
-           'StepScorer', 'Row', 'read_row', 'rows_of', 'batch_of', 'train_scorer', 'read_once', 'score_rows',
-           'threshold_for', 'RewardModel', 'lessons', 'nano_ask']
+           'ask_for_all', 'read_all', 'Judge', 'majority', 'sums_of', 'ask_each', 'read_each', 'lessons', 'nano_ask',
+           'step_ends', 'StepScorer', 'Row', 'read_row', 'rows_of', 'batch_of', 'train_scorer', 'read_once',
+           'score_rows', 'threshold_for', 'RewardModel']
 
 # %% ../nbs/32_process_reward.ipynb #fd89c279
 import re, secrets
@@ -157,6 +157,36 @@ def read_each(
     return [known.get(r.strip(), (None, 'neither right nor wrong')) for r in replies]
 
 SUM_BY_SUM = Form(sums_of, ask_each, read_each)
+
+# %% ../nbs/32_process_reward.ipynb #f0012fda
+def lessons(
+    n:int,       # sums
+    seed:int=0,  # of chance
+)->list[tuple]:  # (prompt ids, response ids): half of them wrong
+    "Sums to learn judging from: whole numbers as the corpus has them."
+    out = []
+    for i in range(n):
+        rng = Random(f'lesson/{seed}/{i}')
+        a, b, s, v = step(rng, 1 + int(rng.random()*99), 1 + int(rng.random()*20))
+        said = miscalculate(rng, v) if i % 2 else v
+        out.append((chat(f'Check: {a} {s} {b} = {said} ?'),
+                    encode('wrong. <|end|>' if i % 2 else 'right. <|end|>')))
+    return out
+
+def nano_ask(
+    model:R1Model,  # of the 256 words
+)->Callable:        # prompts -> completions, as a teacher's `ask`
+    "Ask a small model; a prompt outside its words is answered with silence."
+    def ask(prompts, n=1, seed=0, max_new=2, temperature=0., top_p=1., system=None):
+        known = {}
+        for p in prompts:
+            with suppress(R1Error): known[p] = chat(p)
+        rows = [known[p] for p in prompts if p in known for _ in range(n)]
+        s = generate(model, rows, max_new, temperature, top_p, seed=seed) if rows else None
+        said = iter(decode([t for t in i if t != END]) for i in s.ids) if rows else iter(())
+        return [[SimpleNamespace(text=next(said) if p in known else '') for _ in range(n)]
+                for p in prompts]
+    return ask
 
 # %% ../nbs/32_process_reward.ipynb #9b44b6b7
 ENDS = {IDS[w] for w in ('Yes!', 'high.', 'low.', 'wrong.')} | {END_ANSWER}
@@ -310,33 +340,3 @@ class RewardModel:
         except (R1Error, AttributeError): return None
         fits = len(ids) <= self.scorer.trunk.config.max_position_embeddings
         return Row(ids, step_ends(ids), [], False) if fits else None
-
-# %% ../nbs/32_process_reward.ipynb #f0012fda
-def lessons(
-    n:int,       # sums
-    seed:int=0,  # of chance
-)->list[tuple]:  # (prompt ids, response ids): half of them wrong
-    "Sums to learn judging from: whole numbers as the corpus has them."
-    out = []
-    for i in range(n):
-        rng = Random(f'lesson/{seed}/{i}')
-        a, b, s, v = step(rng, 1 + int(rng.random()*99), 1 + int(rng.random()*20))
-        said = miscalculate(rng, v) if i % 2 else v
-        out.append((chat(f'Check: {a} {s} {b} = {said} ?'),
-                    encode('wrong. <|end|>' if i % 2 else 'right. <|end|>')))
-    return out
-
-def nano_ask(
-    model:R1Model,  # of the 256 words
-)->Callable:        # prompts -> completions, as a teacher's `ask`
-    "Ask a small model; a prompt outside its words is answered with silence."
-    def ask(prompts, n=1, seed=0, max_new=2, temperature=0., top_p=1., system=None):
-        known = {}
-        for p in prompts:
-            with suppress(R1Error): known[p] = chat(p)
-        rows = [known[p] for p in prompts if p in known for _ in range(n)]
-        s = generate(model, rows, max_new, temperature, top_p, seed=seed) if rows else None
-        said = iter(decode([t for t in i if t != END]) for i in s.ids) if rows else iter(())
-        return [[SimpleNamespace(text=next(said) if p in known else '') for _ in range(n)]
-                for p in prompts]
-    return ask

@@ -1,7 +1,7 @@
 """Measures the step checkers of rooms 32: writes nbs/results/process_*.json.
 
     python tests/measure_process.py checkers OUT.jsonl      exact checkers: plants, labelled sets
-    python tests/measure_process.py reward OUT.jsonl SEED   reward model and nano judge, one seed
+    python tests/measure_process.py reward OUT.jsonl SEED [few]  learned judges, one seed
     python tests/measure_process.py zero OUT.jsonl SEED     right but wrong, along R1-Zero
 The labelled sets are looked for in R1NB_DATA. Lines are appended as they are measured, so that a
 killed run keeps what it has; R1NB_SMALL=20 divides all sizes, to try the script.
@@ -62,7 +62,7 @@ def samples(model, n, k, seed, split='held_out', max_new=160):
         out += [decode([t for t in ids if t != END]) for ids in s.ids]
     return problems, out
 
-def reward(out, seed):
+def reward(out, seed, part='all'):
     from r1nb import process_reward as pr
     from r1nb.process_replay import PLANTS, replay
     torch.set_num_threads(1)
@@ -106,10 +106,12 @@ def reward(out, seed):
         return scorer, bar
     pressure(out, *run('pretrained', 500), seed)
     run('shuffled labels', 500, shuffled=True)
-    run('random weights', 500)
-    run('wrong results only', 500, kinds=('result',))
-    for n in (50, 150, 1500): run('pretrained', n)
-    judge(out, seed)
+    run('pretrained', 1500)
+    if part == 'all':
+        run('wrong results only', 500, kinds=('result',))
+        run('random weights', 500)
+        for n in (50, 150): run('pretrained', n)
+        judge(out, seed)
     put(out, what='done', seed=seed, seconds=time.time() - t0)
 
 def pressure(out, scorer, bar, seed, problems=60//SMALL, tries=64):
@@ -285,4 +287,4 @@ if __name__ == '__main__':
     what, out = sys.argv[1], Path(sys.argv[2])
     put(out, what='machine', command=' '.join(sys.argv), hardware=hardware())
     if what == 'checkers': checkers(out)
-    else: dict(reward=reward, zero=zero)[what](out, int(sys.argv[3]))
+    else: dict(reward=reward, zero=zero)[what](out, int(sys.argv[3]), *sys.argv[4:])
