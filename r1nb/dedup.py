@@ -230,8 +230,8 @@ class Exam:
         want = self.numbers[i]
         return np.isin(want, mine).mean() if len(want) else 1.
 
-# %% ../nbs/34_dedup.ipynb #a6c703da
-LEAK = dict(three=.4, numbers=.6, same=.6, five=.6, run=.35)  # shares from which it is a leak
+# %% ../nbs/34_dedup.ipynb #99988178
+LEAK = dict(three=.4, numbers=.6, same=.45, five=.6, run=.35)  # shares from which it is a leak
 BRIEF, LONG = 20, 400  # words: of an item that is too short for loose rules, of a long text
 
 def leaked(

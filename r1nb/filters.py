@@ -17,7 +17,7 @@ import numpy as np
 from .core import require
 from .dedup import codes, grams, words
 
-# %% ../nbs/34_filters.ipynb #40234b95
+# %% ../nbs/34_filters.ipynb #1be4a3a5
 CODE = re.compile(r'```.*?```|`[^`\n]*`|https?://\S+|<<[^<>\n]*>>|</?\w+>|<\|[^|\n]*\|>', re.S)
 MATH = re.compile(r'\$\$.+?\$\$|\\\[(?:(?!\\\[).){1,2000}?\\\]|\\\([^\n]{1,500}?\\\)|\$[^$\n]+\$'
                   r'|\\begin\{(\w+\*?)\}(?:(?!\\begin).){1,2000}?\\end\{\1\}'
@@ -30,7 +30,7 @@ def prose(
     "What is left of a text when everything that is in no language is gone."
     def formula(m):
         inside = ' '.join(TEXT.findall(m[0]))
-        plain = re.search(r'(?:[^\W\d_]{3,30}[ ,]{1,9}){3}', TEXT.sub('', m[0]))
+        plain = re.search(r'(?:[^\W\d_]{2,30}[ ,]{1,9}){3}', TEXT.sub('', m[0]))
         return f' {m[0].strip("$")} ' if plain and m[0][0] == '$' else f' {inside} '
     text = MATH.sub(formula, CODE.sub(' ', text))
     return re.sub(r'\\[a-zA-Z]+|[\w.]{1,64}@[\w.]+', ' ', text)
@@ -72,7 +72,7 @@ LISTS = json.loads((Path(find_spec('r1nb').origin).parent/'assets'/'small_words.
 SMALL = {k: frozenset(v) for k, v in LISTS['small'].items()}
 WEAK = frozenset(LISTS['weak'])
 
-# %% ../nbs/34_filters.ipynb #9fa6af06
+# %% ../nbs/34_filters.ipynb #8950ab11
 def odd(
     w:str,  # a word as written
 )->bool:
@@ -106,11 +106,11 @@ def foreign_latin(
         signs = ((own - WEAK) | strange) - home - known
         if lang == target or len(present & signs) < 2: continue
         score, a, b = passage(low, own, home)
-        if score >= 1.8 and len(signs & set(low[a:b])) >= 2 and own - home & set(low[a:b]):
+        if score >= 1.5 and len(signs & set(low[a:b])) >= 2 and own - home & set(low[a:b]):
             return lang, ' '.join(ws[a:b])
     return None
 
-# %% ../nbs/34_filters.ipynb #43de1e14
+# %% ../nbs/34_filters.ipynb #a07d4366
 def stranger(
     ws:list[str],     # words in Latin letters, as written
     known:frozenset,  # words of the prompt
@@ -126,7 +126,9 @@ def stranger(
         seen.add(low)
         if now <= 0: now, start, seen = 0., i + 1, set()
         elif now > best: best, first, end = now, start, i + 1
-    return ' '.join(ws[first:end]) if best >= 2.4 else None
+    found = ws[first:end]
+    least = 1.6 if set(filter(odd, found)) - known else 2.4
+    return ' '.join(found) if best >= least else None
 
 # %% ../nbs/34_filters.ipynb #83015fd8
 def expected(

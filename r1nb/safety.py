@@ -158,7 +158,7 @@ def reader()->Reader:
     "The shipped reader: taught in a few seconds at first use, the same every time."
     return Reader().fit(*sentences(6000, 0), passes=4)
 
-# %% ../nbs/34_safety.ipynb #4eb7297d
+# %% ../nbs/34_safety.ipynb #f432a502
 def review(
     text:str,           # a prompt or a response
     second=None,        # text -> probability, or a Teacher that is asked; None: the reader above
@@ -180,9 +180,9 @@ def review(
         if p >= least: return f'{k}: {plain[a:b]!r} (p = {p:.2f})', True
     return '', True
 
-QUESTION = '''Does the following text ask for help to harm a person, to take what is not one's own, or to break
-into what is not one's own? Stories, history, defence and figures of speech are harmless. Answer
-with one word, yes or no.\n\nText: '''
+QUESTION = '''Does the following text ask for help to harm a person, to take what is not
+one's own, or to break into what is not one's own? Stories, history, defence and figures of speech
+are harmless. Answer with one word, yes or no.\n\nText: '''
 
 def as_reviewer(
     teacher,   # a Teacher

@@ -6,7 +6,7 @@ Needs the folder of test data (R1NB_DATA). Rows whose problem hashes to an odd n
 looked at while thresholds were chosen; only they are used here. One planted row for each clean one.
 """
 
-import json, os, random, sys, time
+import json, os, random, re, sys, time
 from collections import defaultdict
 from pathlib import Path
 import numpy as np
@@ -60,7 +60,7 @@ def text_filters(clean, rng, n):
             [bool(form(broken(rng, s, 'The answer is 7.', how), 'think')) for _, s in take(n // 3)]
         )
     for how, f in {
-        'two words': lambda s: (' '.join(s.split()[:2]), True),
+        'two words': lambda s: (' '.join(re.findall('[A-Za-z]+', s)[:2]), True),
         'empty': lambda s: ('', True),
         'cut off': lambda s: (s[: len(s) // 2], False),
         'too long': lambda s: (s * (140_000 // len(s) + 1), True),

@@ -187,7 +187,8 @@ BREAKS = [
 ]
 SAME = dict(
     zip(
-        'the a is find what how many number value each every total then has have compute of'.split(),
+        'the a is find what how many number value each every total then has have compute '
+        'of'.split(),
         'this one equals determine which what several count amount every each overall next '
         'owns possess calculate from'.split(),
     )
