@@ -70,8 +70,8 @@ def drop_tens(
         total = v
     return f'<think> {" , ".join(said)} . </think> <answer> {total} </answer>'
 
-# %% ../nbs/51_specialists.ipynb #993c79a0
-CARELESS = {'sums': .4, 'orders': .6}  # share of steps that are left to chance
+# %% ../nbs/51_specialists.ipynb #249ef48e
+CARELESS = .4  # share of steps that are left to chance
 
 def pages(
     subject:str,      # 'sums' or 'orders'
@@ -80,7 +80,7 @@ def pages(
     fault:str='',     # '': right; 'careless': see above; 'stubborn': a wrong rule
 )->list[tuple]:       # (prompt ids, response ids)
     "A textbook of one subject."
-    rng, wrong = Random(f'{subject}/{seed}/{fault}'), CARELESS[subject]*(fault == 'careless')
+    rng, wrong = Random(f'{subject}/{seed}/{fault}'), CARELESS*(fault == 'careless')
     stubborn = fault == 'stubborn'
     def write(p):
         if subject == 'orders': return arrange(p, wrong, rng, max if stubborn else min)
@@ -211,7 +211,7 @@ def by_steps(
         out[s] = sum(chance[len(m)] for m in rows)/max(len(rows), 1)
     return out
 
-# %% ../nbs/51_specialists.ipynb #d114c116
+# %% ../nbs/51_specialists.ipynb #3ed6cd21
 RULES = ('mixture', 'routed', 'verified', 'agreement', 'only sums', 'verified, steps too',
          'routed, verified', 'only sums, verified', 'only orders')
 
@@ -220,7 +220,7 @@ def experiment(
     student:str,         # and of the student's
     fault:str,           # 'careless' or 'stubborn': how teachers are wrong outside their subject
     seed:int=0,          # decides every draw
-    n:int=3200,          # lessons of each student
+    n:int=4000,          # lessons of each student
     book:int=3000,       # pages of each teacher's good book
     rules:tuple=RULES,   # a student for each
     log=lambda row: None, # called with the row so far after every student
@@ -240,7 +240,7 @@ def experiment(
         pool = settle(rule, said, asked, table)
         read = Random(f'pool/{seed}').sample(pool, min(n, len(pool)))
         pupil = teach(student, lessons(read, False), seed,
-                      **dict(epochs=3, batch=16, lr=2e-3) | kw)
+                      **dict(epochs=3, batch=32, lr=2e-3) | kw)
         row['students'][rule] = dict(n=len(read), pool=len(pool), read=shares(read),
                                      by_steps=by_steps(read),
                                      does=examine_both(pupil, seed=seed))
