@@ -120,12 +120,12 @@ def tongue(
     return dict(share=words[target]/max(words.total(), 1), answer=sum(shares)/n,
                 pure=sum(s == 1 for s in shares)/n)
 
-# %% ../nbs/45_language.ipynb #4eb45976
+# %% ../nbs/45_language.ipynb #fc03ed3d
 @dataclass(frozen=True)
 class LanguageConfig(ZeroConfig):
     "R1-Zero's recipe with the third reward."
     language:float = 1.     # weight of the share of target-language words
-    by_lot:bool = False     # the control: shares dealt out to the wrong answers' owners
+    by_lot:bool = False     # the control: the shares of a batch, dealt out at random
 
     def pay(self, traces, rng):
         asked = (Problem(t.problem, t.prompt, '', '', {}) for t in traces)
