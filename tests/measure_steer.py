@@ -1,6 +1,6 @@
 """Students muted in three ways, and students pushed to a share p: nbs/results/steer.json.
 
-    OMP_NUM_THREADS=1 python tests/measure_steer.py run FILE SEED [SIZE [ARM,ARM]]   one seed, one core
+    OMP_NUM_THREADS=1 python tests/measure_steer.py run FILE SEED [SIZE [ARM,ARM]]   one core
     python tests/measure_steer.py join OUT FILE ...
 Each seed has its own teacher; every finished student is one JSON line in FILE, and a second start
 goes on after the last.
@@ -103,8 +103,8 @@ def main(file, seed, size=1., arms=''):
              **examine(m, s, ask, seed))
 
 def join(out, *files):
-    """All rows. A file named first… is of teachers who had never met an order before a sum or a program:
-    their rows under orders get a name of their own, the others, of later teachers, seeds from 3 on."""
+    """All rows. A file named first… is of teachers who had never met an order before a sum or a
+    program: their rows under orders get a name of their own. Later teachers: seeds from 3 on."""
     rows = []
     for f in files:
         first = Path(f).name.startswith('first')
