@@ -38,8 +38,8 @@ def merge(out, parts):
     rows = {(r['scale'], r['fault'], r['seed']): r for r in lines}  # the fullest of each
     was = {json.dumps(r.pop('hardware'), sort_keys=True) for r in rows.values()}
     what = dict(what='two specialists, one student, by the rule that settles their conflicts',
-                command='python tests/measure_specialists.py OUT.jsonl careless stubborn; then careless '
-                        '--scale small --seeds 0 1 2 3 4 (seeds 3, 4: three rules)',
+                command='python tests/measure_specialists.py OUT.jsonl careless stubborn; then '
+                        'careless --scale small --seeds 0 1 2 3 4 (seeds 3, 4: three rules)',
                 hardware=[*map(json.loads, was)])
     lines = ',\n'.join(json.dumps(rows[k], separators=(',', ':')) for k in sorted(rows))
     write_atomic(out, json.dumps(what)[:-1] + ', "rows": [\n' + lines + ']}\n')

@@ -66,7 +66,7 @@ def test_books_are_as_bad_as_they_should_be(subject, fault):
     ts = [trace(p, decode(r[:-1])) for p, (_, r) in zip(made, pages(subject, 600, 9, fault))]
     assert all(t.format for t in ts)
     right = sum(t.answer for t in ts)/600
-    assert right == 1 if not fault else right < .3
+    assert right == 1 if not fault else right < .5
     if not fault: assert all(all(marks(t)) for t in ts)
 
 def test_marks_find_what_the_answer_hides():
