@@ -97,7 +97,7 @@ def decide(
         if c != 1: fate[n] = ('copies', c) if c else ('mix', 'not drawn')
     return fate
 
-# %% ../nbs/34_curate.ipynb #a64e1d56
+# %% ../nbs/34_curate.ipynb #1194d2d4
 class Count:
     "What the card says, counted while rows are written."
     def __init__(self):
@@ -111,10 +111,10 @@ class Count:
         mine = self.teachers.setdefault(row['teacher'], Counter())
         n = row['tokens'] if row['tokens'] is not None else len(words(row['response']))
         for c in (self.rows, mine):
-            c.update(dict(rows=1, kept=row['kept'], tokens=n, tokens_kept=n*row['kept']))
-            c[f'{row["kind"]} kept'] += row['kept']
+            c.update(dict(rows=1, kept=int(row['kept']), tokens=n, tokens_kept=n*row['kept']))
+            c[f'{row["kind"]} kept'] += int(row['kept'])
         mine.update(f'not {k}' for k in bad)
-        self.licences[row['licence']] += row['kept']
+        self.licences[row['licence']] += int(row['kept'])
         for k in ('all', *(['kept'] if row['kept'] else [])): self.tokens[k].append(n)
 
 # %% ../nbs/34_curate.ipynb #31aa4a6a
