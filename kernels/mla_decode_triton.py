@@ -44,7 +44,8 @@ def attend(q, cache, scales, ropes, table, segments, out, lse, part, part_lse, c
     O, m = O/l[:, None], (m + tl.log2(l))*0.6931471805599453
     if end > first:
         if slot < 0:
-            tl.store(out + ((b*H + heads)*512)[:, None] + wide, O.to(tl.bfloat16), mask=real[:, None])
+            tl.store(out + ((b*H + heads)*512)[:, None] + wide, O.to(tl.bfloat16),
+                     mask=real[:, None])
             tl.store(lse + b*H + heads, m, mask=real)
         else:
             tl.store(part + ((slot*H + heads)*512)[:, None] + wide, O, mask=real[:, None])

@@ -7,18 +7,18 @@ __all__ = ['app', 'ENABLES', 'InOrder', 'top', 'report', 'choose', 'check_seed',
            'coloured', 'installed', 'extras', 'first_line', 'checkup', 'advice', 'doctor', 'how_to_resume', 'mendable',
            'keep', 'main', 'complain']
 
-# %% ../nbs/91_cli.ipynb #9171786d
+# %% ../nbs/91_cli.ipynb #015d8fca
 import errno, json, os, re, shlex, shutil, subprocess, sys, tempfile, traceback
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Annotated, Optional
 import typer, typer.core
-from . import __version__, bill, curate, math_answers, order, trials
+from . import __version__, bill, curate, math_answers, order, process_replay, trials
 from .charts import clean
 from .core import R1Error, hardware, require
 
-# %% ../nbs/91_cli.ipynb #159758c7
+# %% ../nbs/91_cli.ipynb #b3fa74d2
 class InOrder(typer.core.TyperGroup):
     "The main job first, then what other rooms add."
     def list_commands(self, ctx):
@@ -37,7 +37,7 @@ def top(
     if version: typer.echo(f'r1nb {__version__}')
     elif ctx.invoked_subcommand is None: typer.echo(ctx.get_help())
 
-for room in math_answers, trials, order, curate, bill: room.join(app)
+for room in math_answers, trials, process_replay, order, curate, bill: room.join(app)
 
 # %% ../nbs/91_cli.ipynb #13b8379d
 @app.command()

@@ -50,7 +50,7 @@ def test_help_and_version():
     code, out, _ = r1nb('--help')
     listed = re.findall(r'^  ([\w-]+) ', out.split('Commands:')[1], re.M)
     assert code == 0 and listed == ['run', 'report', 'sample', 'doctor', 'verify', 'run-tests',
-                                   'generate', 'curate', 'claims', 'hardware', 'cost']
+                                   'process', 'generate', 'curate', 'claims', 'hardware', 'cost']
     assert r1nb('--version')[1].strip() == f'r1nb {__version__}'
 
 @pytest.mark.parametrize('args, says', [
