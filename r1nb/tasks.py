@@ -219,7 +219,7 @@ def read_number(
     require(low > 1 and math.gcd(top, low) == 1, f'{top}/{low}: not worked out to lowest terms')
     return Fraction(top, low)
 
-# %% ../nbs/02_tasks.ipynb #ce46ac2e
+# %% ../nbs/02_tasks.ipynb #ecb2894a
 def grade(
     problem:Problem,  # the question
     answer:str,       # the answer alone, without the reasoning
@@ -247,8 +247,8 @@ def _grade_value(problem, answer):
     "Equal as exact numbers where the gold answer is one, else equal as text."
     gold, got = read_number(problem.gold), read_number(answer)
     if gold is not None: return gold == got, 'not one number' if got is None else f'reads {got}'
-    same = _plain(answer).replace(' ', '') == _plain(problem.gold).replace(' ', '')
-    return same, 'the gold text' if same else 'not the gold text'
+    bare = {re.sub(r'(?<!\d) | (?!\d)', '', _plain(s)) for s in (answer, problem.gold)}
+    return (same := len(bare) == 1), 'the gold text' if same else 'not the gold text'
 
 # %% ../nbs/02_tasks.ipynb #3242110f
 def gym(

@@ -179,6 +179,14 @@ def test_at_most_once():
     assert grade(cd([5, 2, 7], 14, exact=False), '7 + 7') == (False, 'uses 7 ×2, given ×1')
 
 @needs_data
+@pytest.mark.parametrize('answer, ok', [
+    ('2 13 58', True), (' 2  13 58 ', True), ('21 3 58', False), ('21358', False),
+    ('2 1 3 58', False)])
+def test_spaces_between_numbers_count(answer, ok):
+    assert grade(Problem('x', 'Sort .', '2 13 58', 'sort', {}), answer)[0] == ok
+    assert grade(Problem('x', 'Where ?', 'x + y', 'text', {}), 'x+y')[0]
+
+
 def test_real_answers_agree_with_the_recheck():
     rows = [json.loads(s) for s in (DATA/'countdown/graded_answers.jsonl').open()]
     cheats = 0
