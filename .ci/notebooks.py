@@ -4,12 +4,13 @@
 A cell has 10 s, a notebook 60 s. What is too slow beside another one is judged again, alone.
 Cells tagged with a flag of settings.ini (tst_flags) are skipped, as `nbdev_test` does.
 """
-import configparser, json, os, re, sys, time
+import configparser, json, os, re, sys, tempfile, time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from traitlets.config import Config
 
 CELL, NOTEBOOK, GRACE = 10, 60, 4   # seconds; a cell is stopped at CELL*GRACE
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,9 +23,12 @@ def execute(path, threads):
     os.environ.update(OMP_NUM_THREADS=str(threads), HF_HUB_OFFLINE='1',
                       PYDEVD_DISABLE_FILE_VALIDATION='1')
     nb, start, slowest, bare = nbformat.read(path, 4), time.time(), (0, 0), []
+    wires = tempfile.TemporaryDirectory()      # sockets of its own: a port may be somebody else's
+    kernel = dict(transport='ipc', connection_file=f'{wires.name}/kernel.json')
     client = NotebookClient(nb, timeout=CELL*GRACE, resources={'metadata': {'path': path.parent}},
-                            extra_arguments=['--log-level=ERROR'])
-    with client.setup_kernel():
+                            extra_arguments=['--log-level=ERROR'],
+                            config=Config(KernelManager=kernel))
+    with wires, client.setup_kernel():
         for i, cell in enumerate(nb.cells):
             if cell.cell_type != 'code' or SKIP.search(cell.source): continue
             stored, t = cell.outputs, time.time()
