@@ -191,7 +191,7 @@ def prefill(
     tokens = f.n*chunk
     return f.step(tokens, 0, tokens*context/2*f.model.prefill_pairs, relay=True)
 
-# %% ../nbs/61_serving_cost.ipynb #b5022380
+# %% ../nbs/61_serving_cost.ipynb #912e10a1
 def serve_cost(
     model,            # a name, a config, an Anatomy, or a path to config.json
     gpu_name:str,     # of room 58's table, or a Gpu
@@ -206,7 +206,7 @@ def serve_cost(
     f = Fleet(m, g, n, how)
     limit = int(f.room//(f.kv_bytes*context))
     require(limit > 0, too_small(f, context))
-    batch = limit if batch is None else whole(batch, 'batch', '', 1e9)
+    batch = limit if batch is None else whole(batch, 'batch', '', 1e15)
     require(batch <= limit, f'batch {batch}: the caches of {limit} answers of {context} tokens fit '
             f'{n} {g.name}: lower the batch or the context, or take more GPUs')
     t, gain = decode(f, batch, context)

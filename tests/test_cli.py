@@ -34,9 +34,9 @@ def r1nb(*args, **kw):
     return p.returncode, out, err
 
 def test_help_imports_nothing_heavy():
-    # numpy, which comes with `curate`, takes a tenth of a second; each of these takes more
-    heavy = ('torch', 'transformers', 'matplotlib', 'rich', 'IPython', 'datasets', 'tokenizers',
-             'pint', 'pandas', 'pyarrow', 'sympy')
+    # numpy and tokenizers, which `curate` and `process` bring, take a tenth of a second together
+    heavy = ('torch', 'transformers', 'matplotlib', 'rich', 'IPython', 'datasets', 'pint',
+             'pandas', 'pyarrow', 'sympy')
     code = ('import sys\nfrom r1nb.cli import main\n'
             'for a in ([], ["--help"], ["--version"], ["run", "--help"], ["cost", "--help"],\n'
             '    ["cost", "train", "--help"], ["claims", "--help"]): assert main(a) == 0\n'

@@ -40,7 +40,7 @@ def killed(folder, n, seed, most=200):
     for kills in range(most):
         p = subprocess.Popen([sys.executable, '-c', text], stdout=subprocess.PIPE, text=True)
         assert p.stdout.readline() == 'BEGIN\n'
-        try: p.communicate(timeout=rng.uniform(.05, .8)*(1 + kills/4))
+        try: p.communicate(timeout=rng.uniform(.02, .2)*(1 + kills/4))
         except subprocess.TimeoutExpired:
             p.send_signal(signal.SIGKILL); p.communicate(); continue
         assert p.returncode == 0
