@@ -4,7 +4,7 @@
 One process a run (kind and seed), one JSON file a run in FOLDER, rewritten as it goes;
 `python tests/measure_language.py join OUT FOLDER` makes the result of them.
 """
-import json, os, subprocess, sys, time
+import json, os, sys, time
 from dataclasses import asdict, replace
 from pathlib import Path
 import torch
@@ -16,6 +16,8 @@ from r1nb.model import R1Model
 from r1nb.r1_zero import zero
 from r1nb.rollout import ask
 from r1nb.tasks import countdown
+sys.path.insert(0, str(Path(__file__).parent))
+from sweep import sweep
 
 ASSETS = Path(r1nb.__file__).parent/'assets'
 BASE = LanguageConfig(steps=90, floor=.5)
@@ -59,19 +61,12 @@ def one(kind, seed, file):
                                        for k in ('pass1', 'share', 'pure', 'tokens')}, flush=True)
 
 def main(folder, workers=4, seeds='0,1,2', until=460, *kinds):
-    folder, start, running = Path(folder), time.monotonic(), []
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder/'hardware.json', json.dumps(hardware()))
-    for seed in map(int, seeds.split(',')):
-        for kind in kinds or KINDS:
-            file = folder/f'{kind.replace(" ", "_")}-{seed}.json'
-            while sum(p.poll() is None for p in running) >= int(workers): time.sleep(.5)
-            if time.monotonic() - start > float(until)*.6: break
-            args = [sys.executable, __file__, 'one', kind, str(seed), file]
-            running.append(subprocess.Popen(args))
-    for p in running:
-        try: p.wait(max(float(until) - (time.monotonic() - start), .1))
-        except subprocess.TimeoutExpired: p.kill()
+    file = lambda kind, seed: folder/f'{kind.replace(" ", "_")}-{seed}.json'
+    sweep([['one', kind, seed, file(kind, seed)] for seed in seeds.split(',')
+           for kind in kinds or KINDS], workers, until)
 
 def join(out, folder):
     runs = [json.loads(f.read_text()) for f in sorted(Path(folder).glob('*-*.json'))]

@@ -4,7 +4,7 @@
 One process a loop (kind and seed), one JSON line a round in FOLDER/KIND-SEED.jsonl;
 `python tests/measure_self_improve.py join OUT FOLDER` makes the result of them.
 """
-import json, os, subprocess, sys, time
+import json, os, sys, time
 from dataclasses import asdict, replace
 from pathlib import Path
 import torch
@@ -13,6 +13,8 @@ from r1nb.core import hardware
 from r1nb.model import R1Model
 from r1nb.self_improve import Loop, improve
 from r1nb.tasks import countdown
+sys.path.insert(0, str(Path(__file__).parent))
+from sweep import sweep
 
 ASSETS = Path(r1nb.__file__).parent/'assets'
 KINDS = {'verifier': Loop(rounds=7), 'nobody': Loop(rounds=3, keep='anything'),
@@ -36,19 +38,11 @@ def whole(file, rounds):
     return file.exists() and sum(1 for _ in file.open()) > rounds
 
 def main(folder, workers=4, seeds='1,2,3', until=460, *kinds):
-    folder, start, running = Path(folder), time.monotonic(), []
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for seed in map(int, seeds.split(",")):
-        for kind, c in [(k, KINDS[k]) for k in kinds or KINDS]:
-            file = folder/f'{kind.replace(", ", "_").replace(" ", "_")}-{seed}.jsonl'
-            if whole(file, c.rounds): continue
-            while sum(p.poll() is None for p in running) >= int(workers): time.sleep(.5)
-            if time.monotonic() - start > float(until)*.6: break
-            args = [sys.executable, __file__, 'loop', kind, str(seed), file]
-            running.append(subprocess.Popen(args))
-    for p in running:
-        try: p.wait(max(float(until) - (time.monotonic() - start), .1))
-        except subprocess.TimeoutExpired: p.kill()
+    file = lambda k, seed: folder/f'{k.replace(", ", "_").replace(" ", "_")}-{seed}.jsonl'
+    sweep([['loop', k, seed, file(k, seed)] for seed in seeds.split(',') for k in kinds or KINDS
+           if not whole(file(k, seed), KINDS[k].rounds)], workers, until)
 
 def join(out, folder):
     rows = [json.loads(s) for f in sorted(Path(folder).glob('*.jsonl')) for s in f.open()]
