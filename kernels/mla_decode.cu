@@ -290,17 +290,18 @@ DEVICE void soften(float (&S)[32], float (&m)[2], float (&l)[2], float (&f)[2], 
   }
 }
 
-// P and m for the other warpgroup.
+// P and m for the other warpgroup. m goes first: racecheck counts the barriers that a warp has
+// passed, whatever their name, and in this order both warpgroups' counts say what is before what.
 DEVICE void publish(const Places& at, int W, const u32 (&P)[16], const float (&m)[2]) {
   int t = threadIdx.x%128, row = t/32*16 + t%16;
+  if (t%4 == 0)
+    for (int r = 0; r < 2; r++)
+      store_float(at.base + SHARED_M + (W*ROWS + t/32*16 + t%32/4 + 8*r)*4, m[r]);
   named_barrier(ALONE + W, 128);                   // nobody reads the rope columns any more
   #pragma unroll
   for (int k = 0; k < 4; k++)
     store_matrices(at.p(W) + row*128 + (((2*k + t%32/16) ^ row%8) << 4),
                    P[4*k], P[4*k+1], P[4*k+2], P[4*k+3]);
-  if (t%4 == 0)
-    for (int r = 0; r < 2; r++)
-      store_float(at.base + SHARED_M + (W*ROWS + t/32*16 + t%32/4 + 8*r)*4, m[r]);
   fence_async();
   named_arrive(P_READY + W, 256);
 }
