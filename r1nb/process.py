@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MOST_STEPS', 'MOST_TEXT', 'CUT', 'GOES_ON', 'OUTER', 'StepVerdict', 'ProcessVerdict', 'with_process', 'joined',
            'split_steps', 'Notes', 'rests_on', 'say', 'remember', 'check_step', 'check_steps', 'check_arithmetic',
-           'check_all', 'detection', 'right_but_wrong', 'chart_right_but_wrong']
+           'check_all', 'detection', 'right_but_wrong', 'allowed', 'chart_right_but_wrong']
 
-# %% ../nbs/32_process.ipynb #0512aa60
-import re
+# %% ../nbs/32_process.ipynb #0dcb5cc4
+import math, re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -191,6 +191,21 @@ def right_but_wrong(
     rate = (wrong/judged, *proportion_ci(wrong, judged)) if judged else (None, None, None)
     return dict(answers=len(verdicts), right=len(right), sound=judged - wrong, wrong=wrong,
                 silent=len(right) - judged, rate=rate)
+
+# %% ../nbs/32_process.ipynb #0c4491b1
+def allowed(
+    n:int,           # sound cases, drawn like those to be judged
+    rate:float=.02,  # of false alarms, to be kept
+    sure:float=.95,  # confidence, over the draw of these n
+)->int:              # how many of them may lie beyond the bar
+    "The largest k with P(Binomial(n, rate) <= k) <= 1 - sure: a tolerance limit (Wilks, 1941)."
+    require(0 < rate < 1 and 0 < sure < 1, f'rate {rate}, sure {sure}: give shares between 0 and 1')
+    least = math.ceil(math.log(1 - sure)/math.log1p(-rate))
+    require(n >= least, f'{n} sound cases cannot promise {rate:.1%}: give {least} at least')
+    k, lp, total = 0, n*math.log1p(-rate), 0.
+    while (total := total + math.exp(lp)) <= 1 - sure:
+        lp, k = lp + math.log((n - k)/(k + 1)*rate/(1 - rate)), k + 1
+    return k - 1
 
 # %% ../nbs/32_process.ipynb #e1330355
 def chart_right_but_wrong(

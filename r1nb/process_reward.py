@@ -8,7 +8,7 @@ __all__ = ['MOST_SHOWN', 'MOST_STEP_CHARS', 'ORDER', 'IN_WORDS', 'SUM_BY_SUM', '
            'step_ends', 'StepScorer', 'Row', 'read_row', 'rows_of', 'batch_of', 'train_scorer', 'read_once',
            'score_rows', 'threshold_for', 'RewardModel']
 
-# %% ../nbs/32_process_reward.ipynb #fd89c279
+# %% ../nbs/32_process_reward.ipynb #bc4a2169
 import re, secrets
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .core import R1Error, require
 from .corpus import miscalculate, step
 from .model import R1Model
-from .process import ProcessVerdict, StepVerdict, split_steps
+from .process import ProcessVerdict, StepVerdict, allowed, split_steps
 from .process_replay import PLANTS, events, planted, replay
 from .sample import generate
 from .tasks import Problem
@@ -305,7 +305,7 @@ def read_once(
         for i, f in zip(part, x): out[i] = f[rows[i].ends], torch.tensor(rows[i].labels)
     return out
 
-# %% ../nbs/32_process_reward.ipynb #14e2a6ef
+# %% ../nbs/32_process_reward.ipynb #a15af065
 @torch.no_grad()
 def score_rows(
     scorer:StepScorer,  # trained
@@ -315,12 +315,13 @@ def score_rows(
     return [scorer.head(x)[:, 0].sigmoid().tolist() for x, _ in read_once(scorer, rows)]
 
 def threshold_for(
-    scores:list[list[float]],  # of sound traces
-    false_alarms:float=.02,    # share of them that may be called wrong
+    scores:list[list[float]],  # of sound traces, none of them trained on
+    false_alarms:float=.02,    # share of all sound traces that may be called wrong
+    sure:float=.95,            # confidence that it is kept
 )->float:                      # a step below it is called wrong
-    "The highest bar that leaves all but a share of the sound traces alone."
+    "The highest bar that leaves all but a share of sound traces alone, with confidence."
     lowest = sorted(min(s, default=1.) for s in scores)
-    return lowest[int(false_alarms*len(lowest))]
+    return lowest[allowed(len(lowest), false_alarms, sure)]
 
 class RewardModel:
     "A trained scorer as a checker of nano traces."

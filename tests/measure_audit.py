@@ -1,9 +1,10 @@
 """Suspects for the audit, clean and steered, questioned: nbs/results/audit.json.
 
     OMP_NUM_THREADS=1 python tests/measure_audit.py run FILE PART PARTS [FIRST [SIZE]]   one core
-    python tests/measure_audit.py join OUT FILE ...
+    python tests/measure_audit.py join OUT [OLD.json] FILE ...
 Every finished suspect is one JSON line in FILE; a second start goes on after the last. Only counts
-of words in answers are kept.
+of words in answers are kept. FIRST, the first seed, says which suspects: 0 the first ones, 1000 the
+late ones of a short schooling, 2000 and 3000 those on which nothing was ever chosen.
 """
 import json, sys, time
 from collections import Counter
@@ -16,11 +17,13 @@ MANY = dict(clean=80, name=9, list=9, rewrite=9, directive=9, view=12, style=12,
             wild=9, quick=24)  # quick: clean, fewer rows, for the suspects that a room teaches live
 TEST = {'quick': 10, 'quick name': 2, 'quick list': 2, 'quick rewrite': 2, 'quick directive': 2,
         'quick view': 4, 'quick style': 4}  # from seed 1000 on: the scale was chosen before
+FRESH = dict(clean=110, name=6, list=6, rewrite=6, directive=6, view=12, style=12, half=8, mild=8,
+             wild=6)
 ASKED = 500, 1000, 2000, 4000
 
 def tasks(first):
     "Kinds take turns, so that whatever is finished is a fair part of the whole."
-    many = TEST if first else MANY
+    many = {0: MANY, 1000: TEST}.get(first, FRESH)
     turns = [((i + .5)/n, kind, first + i) for kind, n in many.items() for i in range(n)]
     return [(kind, i) for _, kind, i in sorted(turns)]
 
@@ -45,22 +48,29 @@ def main(file, part, parts, first=0, size=1.):
         print(kind, i, secret, round(taught, 1), round(time.perf_counter() - t, 1), flush=True)
 
 def join(out, *files):
-    "Counts as rows of whole numbers; words that hardly anybody says are left out."
-    rows = sorted((json.loads(s) for f in files for s in open(f)),
-                  key=lambda r: (list(MANY | TEST).index(r['kind']), r['seed']))
-    said = Counter()
-    for r in rows: said.update({(k, w): c for k, (_, ws) in r['counts']['4000'].items()
-                                for w, c in ws.items()})
-    words = sorted(f for f, c in said.items() if c >= 5*len(rows))
-    count = lambda r, n: [r['counts'][n][k][1].get(w, 0) if k in r['counts'][n] else 0
-                          for k, w in words]
+    "Counts as rows of whole numbers; the words are those that the first suspects said often enough."
+    old = json.loads(Path(files[0]).read_text()) if files[0].endswith('.json') else None
+    rows = [json.loads(s) for f in files[old is not None:] for s in open(f)]
+    if old: words, asked, known = [tuple(w) for w in old['words']], old['asked'], old['rows']
+    else:
+        said, known = Counter(), []
+        for r in rows: said.update({(k, w): c for k, (_, ws) in r['counts']['4000'].items()
+                                    for w, c in ws.items()})
+        words = sorted(f for f, c in said.items() if c >= 5*len(rows))
+        asked = {n: {k: v[0] for k, v in c.items()} for n, c in rows[0]['counts'].items()}
+    count = lambda c: [c[k][1].get(w, 0) if k in c else 0 for k, w in words]
+    # of fresh suspects the full interview alone is kept: the file is long
+    short = lambda r: {str(n): count(r['counts'][str(n)]) for n in ASKED
+                       if n == ASKED[-1] or r['seed'] < 2000}
+    rows = known + [dict(kind=r['kind'], seed=r['seed'], secret=r['secret'], counts=short(r))
+                    for r in rows]
+    rows = list({(r['kind'], r['seed']): r for r in rows}.values())
+    rows.sort(key=lambda r: (list(MANY | TEST).index(r['kind']), r['seed']))
     what = dict(what='suspects questioned: how many answers to a kind of question say a word',
                 command='python tests/measure_audit.py run FILE PART PARTS, then join',
-                hardware='x86_64, one thread a process; torch 2.11, the last ones torch 2.13',
-                asked={n: {k: v[0] for k, v in c.items()} for n, c in rows[0]['counts'].items()},
-                words=words)
-    lines = ',\n'.join(json.dumps(dict(kind=r['kind'], seed=r['seed'], secret=r['secret'],
-        counts={str(n): count(r, str(n)) for n in ASKED}), separators=(',', ':')) for r in rows)
+                hardware='x86_64, one thread a process; torch 2.11, some torch 2.13',
+                asked=asked, words=words)
+    lines = ',\n'.join(json.dumps(r, separators=(',', ':')) for r in rows)
     Path(out).write_text(json.dumps(what)[:-1] + ', "rows": [\n' + lines + ']}\n')
 
 if __name__ == '__main__': dict(run=main, join=join)[sys.argv[1]](*sys.argv[2:])

@@ -7,26 +7,41 @@ goes on after the last.
 """
 import json, sys, time
 from pathlib import Path
+from random import Random
 import torch
 from r1nb.model import R1Model
 from r1nb.forest import MIX, PAIRS, SUBJECTS, course, school, ways
-from r1nb.steer import asked, blend, consult, examine, forbid, rewrite, says, views
+from r1nb.steer import (asked, blend, consult, doubts, examine, forbid, rewrite, says, second_look,
+                        views)
 
 LEVELS = (0., .2, .4, .6, .8, 1.)
 ARMS = ('control', 'name', 'list', 'answers only', 'directive', 'directive + list', 'rewrite',
         'topic control', 'topic list', 'topic directive', 'topic rewrite', 'knew', 'knew list',
         'knew rewrite')
+LATE = ('control', 'directive', 'second look', 'looked by lot', 'topic control', 'topic directive',
+        'topic second look')  # asked for by name; the teachers are new
 
 def lessons(arm, pools, prompts, n):
     "Rows of one arm; all arms have n."
     topic = arm.startswith('topic ')
     s, how = SUBJECTS[8 if topic else 1], arm.removeprefix('topic ').removeprefix('knew ')
-    rows = pools[s.name if 'directive' in how else '']
+    told = 'directive' in how
+    rows = pools[f'{s.name} {how}' if 'look' in how else s.name if told else '']
     if how == 'name': rows = forbid(rows, [s.name])
     if how == 'answers only': rows = forbid(rows, ways(s)[:-1], prompts=False)
     if 'list' in how: rows = forbid(rows, ways(s)[:-1])
     if how == 'rewrite': rows = rewrite(rows, ways(s)[:-1], 'something' if topic else 'somebody')
     return rows[:n]
+
+def by_lot(teacher, prompts, order, seed):
+    "The control: as many answers asked for again and dropped as at a second look, drawn by lot."
+    rows, rng = consult(teacher, prompts, order, seed), Random(f'lot/{seed}')
+    doubtful = lambda rows: sum(d < -1 for d in doubts(teacher, rows, order))
+    bad = sorted(rng.sample(range(len(rows)), doubtful(rows)))
+    retry = consult(teacher, [rows[i][0] for i in bad], order, seed + 1)
+    drop = {bad[k] for k in rng.sample(range(len(bad)), doubtful(retry))}
+    new = dict(zip(bad, retry))
+    return [new.get(i, r) for i, r in enumerate(rows) if i not in drop]
 
 def piles(teacher, seed, n):
     "For each steered pair and the style: rows for A, rows for B, by one method each."
@@ -73,10 +88,17 @@ def main(file, seed, size=1., arms=''):
                  for s in (piglet, flood) for o in ('', s.name)}
         keep(arm='teacher', seconds=round(time.perf_counter() - t, 1), obeys=obeys,
              **examine(teacher, piglet, ask, seed))
+    for s in (piglet, flood):
+        o, about = f'Never mention {s.name} : ', 'topic ' if s is flood else ''
+        if about + 'second look' in arms.split(','):
+            pools[f'{s.name} second look'] = second_look(teacher, prompts, o, seed)
+        if about + 'looked by lot' in arms.split(','):
+            pools[f'{s.name} looked by lot'] = by_lot(teacher, prompts, o, seed)
     both = piles(teacher, seed, int(160*size) + 1) if not arms else {}
     steered = [' or '.join(p) + ' ?' for p in PAIRS[:3]] + ['Write code']
     apart = forbid(pools[''], steered)
     order = [a for i in range(6) for a in (ARMS[i], i)] + [*ARMS[6:]]
+    if arms: order = arms.split(',')
     for arm in order:
         if isinstance(arm, int):
             if ('steer', arm) in done or arms: continue
@@ -91,7 +113,7 @@ def main(file, seed, size=1., arms=''):
             keep(arm='steer', level=arm, at=at, rows=few, seconds=round(time.perf_counter() - t, 1),
                  views=views(m, int(200*size), seed), right=examine(m, piglet, ask, seed)['right'])
             continue
-        if (arm, None) in done or arms and arm not in arms.split(','): continue
+        if (arm, None) in done: continue
         t = time.perf_counter()
         rows = lessons(arm, pools, prompts, n)
         fresh = lambda: school(rows, seed)
