@@ -4,7 +4,7 @@ NVRTC comes with every CUDA build of torch, so a reader needs no toolkit; the dr
 the GPU. Nothing here runs at import. `python -m r1nb.kernels.jit FOLDER` writes the headers for
 nvcc and editors.
 """
-import ctypes, functools, glob, hashlib, importlib.util, os, sys, warnings
+import ctypes, functools, glob, hashlib, importlib.util, os, shutil, sys, warnings
 from pathlib import Path
 from r1nb.core import R1Error, require, write_atomic
 
@@ -96,10 +96,13 @@ def cubin(
     said = repr((text, heads, options, major.value, minor.value))
     key = hashlib.sha256(said.encode()).hexdigest()[:24]
     kept = cache_folder()/f'{Path(file).stem}-{arch}-{key}.cubin'
-    if kept.exists(): return kept.read_bytes()
+    code = kept.read_bytes() if kept.exists() else b''
+    if code[:4] == b'\x7fELF': return code
     print(f'compiling {file} for {arch} (once; kept in {kept.parent})', file=sys.stderr, flush=True)
     code = build(rtc, file, text, heads, options)
-    kept.parent.mkdir(parents=True, exist_ok=True); write_atomic(kept, code)
+    try: kept.parent.mkdir(parents=True, exist_ok=True); write_atomic(kept, code)
+    except (OSError, R1Error) as e:      # a full or read-only disk stops nobody
+        print(f'not kept, so compiled again next time ({e}): set R1NB_CACHE', file=sys.stderr)
     return code
 
 
@@ -243,16 +246,20 @@ def tensor_map(
 def missing(
     impl:str,                     # 'cuda' or 'triton'
     device,                       # where the tensors are
-    capability:tuple=(9, 0),      # the oldest GPU that will do
+    capability:tuple=(9, 0),      # the oldest GPU that `cuda` will do with
 )->str:                           # '' when nothing is missing
     "Why an implementation cannot run here, in a few words."
     import torch
     if torch.device(device).type != 'cuda': return f'the tensors are on {device}'
+    if torch.version.hip: return 'the GPU is not from NVIDIA'
     have = torch.cuda.get_device_capability(device)
+    named = f'compute capability {have[0]}.{have[1]}'
     if impl == 'triton':
-        return '' if importlib.util.find_spec('triton') else 'triton is not installed'
-    if have[0] != capability[0]:
-        return f'compute capability {have[0]}.{have[1]} is not {capability[0]}.x'
+        if have < (8, 9): return f'{named} has no eight-bit numbers, 8.9 and later do'
+        if not importlib.util.find_spec('triton'): return 'triton is not installed'
+        return '' if any(map(shutil.which, (os.environ.get('CC') or 'cc', 'gcc', 'clang'))) else \
+            'triton needs a C compiler: install gcc or set CC'
+    if have[0] != capability[0]: return f'{named} is not {capability[0]}.x'
     try: nvrtc()
     except R1Error as e: return str(e)
     return ''
@@ -266,14 +273,18 @@ def pick(
 )->str:                        # one of `order`
     "The implementation to use: for one that cannot run the next best, and a line that says why."
     require(impl in (None, *order), f'impl={impl!r} is none of {", ".join(order)}')
+    whys = []
     for name in order if impl is None else order[order.index(impl):]:
         why = '' if name == 'ref' else missing(name, device, capability)
-        if not why: return name
-        if impl is None: continue
-        warnings.warn(f'impl={name!r} cannot run here ({why}): using the next best')
-    return 'ref'
+        if not why: break
+        whys.append(why)
+    else: name = 'ref'
+    if impl is not None and whys:
+        warnings.warn(f'impl={impl!r} cannot run here ({whys[0]}): using the next best, {name!r}')
+    return name
 
 
 if __name__ == '__main__':
+    if len(sys.argv) != 2: sys.exit('usage: python -m r1nb.kernels.jit FOLDER')
     folder = Path(sys.argv[1]); folder.mkdir(parents=True, exist_ok=True)
     for name, text in headers().items(): (folder/name).write_text(text)

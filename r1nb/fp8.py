@@ -127,9 +127,9 @@ def _kernels(impl, x):
     return None if name == 'ref' else \
         import_module('r1nb.kernels.quantize' + ('_triton' if name == 'triton' else ''))
 
-# %% ../nbs/21_fp8.ipynb #3c6591d4
+# %% ../nbs/21_fp8.ipynb #cb6d119a
 def _check(x):
-    require(x.dim() >= 1 and x.numel() and x.is_floating_point() and x.element_size() > 1,
+    require(x.dim() >= 1 and x.shape[-1] and x.is_floating_point() and x.element_size() > 1,
             f'cannot quantise {x.dtype} of shape {tuple(x.shape)}: give numbers in bf16 or fp32')
 
 @torch.no_grad()
@@ -142,13 +142,13 @@ def quantize(
     "One scale for every 128 neighbours of a row: activations (DeepSeek-V3, section 3.3.2)."
     _check(x)
     rows, kernels = x.reshape(-1, x.shape[-1]), _kernels(impl, x)
-    if kernels: q, s = kernels.quantize(rows.contiguous(), 1, pow2, mn_major)
+    if kernels and x.numel(): q, s = kernels.quantize(rows.contiguous(), 1, pow2, mn_major)
     else:
         q, s = _ref(rows, 1, pow2)
         if mn_major: s = s.new_zeros(s.shape[1], -(-len(s)//4)*4).t()[:len(s)].copy_(s)
-    return q.view(x.shape), s if mn_major else s.view(*x.shape[:-1], s.shape[-1])
+    return q.view(x.shape), s if x.dim() == 2 else s.view(*x.shape[:-1], s.shape[-1])
 
-# %% ../nbs/21_fp8.ipynb #2d17684a
+# %% ../nbs/21_fp8.ipynb #6ada2c69
 @torch.no_grad()
 def quantize_weight(
     w:Tensor,           # [N,K] bf16 or fp32
@@ -159,7 +159,8 @@ def quantize_weight(
     _check(w)
     require(w.dim() == 2, f'a weight is a matrix, got shape {tuple(w.shape)}: flatten it first')
     kernels = _kernels(impl, w)
-    return kernels.quantize(w.contiguous(), BLOCK, pow2, False) if kernels else _ref(w, BLOCK, pow2)
+    if not kernels or not len(w): return _ref(w, BLOCK, pow2)
+    return kernels.quantize(w.contiguous(), BLOCK, pow2, False)
 
 @torch.no_grad()
 def dequantize(
@@ -169,17 +170,19 @@ def dequantize(
     impl:str='ref',     # as in `quantize`
 )->Tensor:              # [...,K]
     "Code times scale, in fp32, rounded once."
-    M, C = q[..., 0].numel(), -(-q.shape[-1]//BLOCK)
+    K = q.shape[-1] if q.dim() else 0
+    M, C = q.numel()//max(K, 1), -(-K//BLOCK)
     rows = 1 if scale.numel() == M*C else BLOCK
-    require(q.dtype == E4M3.dtype and scale.numel() == -(-M//rows)*C and scale.shape[-1] == C,
-            f'scales {tuple(scale.shape)} do not fit {q.dtype} {tuple(q.shape)}: '
-            'one for 1 or 128 rows by 128 columns is wanted')
-    flat, s, kernels = q.reshape(M, -1), scale.reshape(-1, C), _kernels(impl, q)
-    if kernels: return kernels.dequantize(flat, s.contiguous(), rows, dtype).view(q.shape)
+    require(K and q.dtype == E4M3.dtype and scale.dtype == torch.float32 and
+            scale.numel() == -(-M//rows)*C and scale.shape[-1] == C,
+            f'{scale.dtype} scales {tuple(scale.shape)} do not fit {q.dtype} {tuple(q.shape)}: '
+            'one float32 for 1 or 128 rows by 128 columns is wanted')
+    flat, s, kernels = q.reshape(M, K).contiguous(), scale.reshape(-1, C), _kernels(impl, q)
+    if kernels and M: return kernels.dequantize(flat, s.contiguous(), rows, dtype).view(q.shape)
     out = _blocks(flat, rows)*s[:, None, :, None]
     return out.flatten(2).flatten(0, 1)[:M, :q.shape[-1]].to(dtype).view(q.shape)
 
-# %% ../nbs/21_fp8.ipynb #351d4d26
+# %% ../nbs/21_fp8.ipynb #63c55b47
 NOTHING = -100  # exponent of a zero: below all others
 
 def _exponent(x):  # 2^e <= |x| < 2^(e+1)
@@ -195,6 +198,8 @@ def tensor_core(
     promote:int|None=None, # terms after which the sum moves to an fp32 register; None: never
 )->Tensor:                 # [M,N] float32
     "Hopper's FP8 product, bit for bit: aligned, truncated sums (DeepSeek-V3, section 3.5.2)."
+    require(a.shape[1] == b.shape[1] and (promote or step) % step == 0, f'K={a.shape[1]} and '
+            f'{b.shape[1]}, promote={promote}: one K, and whole steps of {step} between promotions')
     acc = out = torch.zeros(len(a), len(b), 1, dtype=torch.float64, device=a.device)
     for k in range(0, a.shape[1], step):
         x, y = a[:, None, k:k+step].double(), b[None, :, k:k+step].double()

@@ -6,22 +6,23 @@
 __all__ = ['CHOICES', 'SWITCHED', 'STATE', 'Recipe', 'product', 'weight_gradient', 'fp8_linear', 'Fp8Linear', 'TrainableExperts',
            'enable', 'disable', 'layer_costs', 'layers_of', 'predicted_seconds', 'memory']
 
-# %% ../nbs/26_fp8_training.ipynb #6c2d7a6e
+# %% ../nbs/26_fp8_training.ipynb #fd0ff1b9
 from dataclasses import dataclass, replace
 from importlib import import_module
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from .core import require
 from .fp8 import BLOCK, KEPT, block_scale, dequantize, quantize, quantize_weight, to_codes
 from .moe import Experts
 from .roofline import Cost, matmul, predict, stream
 
-# %% ../nbs/26_fp8_training.ipynb #c1483784
+# %% ../nbs/26_fp8_training.ipynb #90ae250b
 @dataclass(frozen=True)
 class Recipe:
     "How a layer computes in eight bits (DeepSeek-V3, section 3.3)."
-    impl:str='ref'      # 'ref': emulated, exact in its rounding; 'cuda': gemm.cu, on Hopper
+    impl:str|None='ref' # 'ref': emulated, exact in its rounding; 'triton', 'cuda'; None: fastest
     wgrad:str='block'   # scales of x in wgrad: 'row' 1×128 (V3), 'block' 128×128, 'plain': no FP8
     scaling:str='fine'  # 'fine': blocks of 128; 'tensor': one scale for all, to compare
     pow2:bool=True      # scales of x are powers of two, so that turning it costs nothing
@@ -29,13 +30,14 @@ class Recipe:
         for name, known in CHOICES.items():
             v = getattr(self, name)
             require(v in known, f'{name}={v!r:.40}: choose from {", ".join(map(repr, known))}')
-        require(self.impl == 'ref' or self.wgrad != 'row' and self.scaling == 'fine',
-                "impl='cuda' has no wgrad='row' and no scaling='tensor': gemm.cu wants 1 × 128 by "
-                "128 × 128, choose impl='ref'")
+        require(self.impl in ('ref', None) or self.wgrad != 'row' and self.scaling == 'fine',
+                f"impl={self.impl!r} has no wgrad='row' and no scaling='tensor': kernels want "
+                "1 × 128 by 128 × 128, choose impl='ref'")
 
-CHOICES = dict(impl=('ref', 'cuda'), wgrad=('row', 'block', 'plain'), scaling=('fine', 'tensor'))
+CHOICES = dict(impl=('ref', 'triton', 'cuda', None), wgrad=('row', 'block', 'plain'),
+               scaling=('fine', 'tensor'))
 
-# %% ../nbs/26_fp8_training.ipynb #f6a052cb
+# %% ../nbs/26_fp8_training.ipynb #f1a2502e
 def _scaled(x, rows, r, pow2=False):
     "Codes and scales of [M,K]; `rows` 1 or 128 share a scale, over 128 of K."
     if r.scaling == 'fine':
@@ -46,21 +48,22 @@ def _scaled(x, rows, r, pow2=False):
 
 def _turned(x, scale, rows, r, pow2=False):
     "The same of the transpose, over 128 of the old rows; `x` is plain, or FP8 with its scales."
-    if r.impl == 'cuda':
+    if r.impl != 'ref':
         return import_module('r1nb.kernels.turn_triton').turn(x, scale, rows, pow2)
     if scale is not None: x = dequantize(x, scale.contiguous())
     return _scaled(x.t().contiguous(), rows, r, pow2)
 
-# %% ../nbs/26_fp8_training.ipynb #6078c133
+# %% ../nbs/26_fp8_training.ipynb #a19af4be
 def product(
     a:tuple,           # codes [M,K], scales [M,K/128]
     b:tuple,           # codes [N,K], scales [N,K/128] or [N/128,K/128]
     dtype:torch.dtype=torch.float32, # of the result; bf16 or fp32
-    impl:str='ref',    # as in `Recipe`
+    impl:str='ref',    # 'triton', 'cuda'
 )->Tensor:             # [M,N]
     "a bᵀ of FP8 codes: 128 terms at a time, each partial sum scaled and added up in fp32."
     (x, sx), (y, sy) = a, b
-    if impl == 'cuda': return import_module('r1nb.kernels.gemm').gemm(x, sx, y, sy, dtype)
+    file = dict(cuda='r1nb.kernels.gemm', triton='r1nb.kernels.gemm_triton').get(impl)
+    if file: return import_module(file).gemm(x, sx, y, sy, dtype)
     if len(sy) != len(y): sy = sy.repeat_interleave(BLOCK, 0)[:len(y)]
     x, y, out = x.float(), y.float(), torch.zeros(len(x), len(y), device=x.device)
     for c in range(sx.shape[1]):
@@ -68,7 +71,7 @@ def product(
         out += x[:, k] @ y[:, k].t()*sx[:, c, None]*sy[:, c]
     return out.to(dtype)
 
-# %% ../nbs/26_fp8_training.ipynb #e721cbe0
+# %% ../nbs/26_fp8_training.ipynb #62d9dc2d
 class _Fp8(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w, r, dtype):   # [T,I], [O,I]
@@ -78,17 +81,18 @@ class _Fp8(torch.autograd.Function):
         return product(xq, wq, dtype, r.impl)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dy):              # [T,O]
         x, sx, w, sw = ctx.saved_tensors
         r, dx, dw, dy = ctx.r, None, None, dy.contiguous()
         if ctx.needs_input_grad[0]:
-            turned = _turned(w, None, 0, r)[0][:, :len(w)] if r.impl == 'cuda' else w.t()
+            turned = _turned(w, None, 0, r)[0][:, :len(w)] if r.impl != 'ref' else w.t()
             dx = product(_scaled(dy, 1, r), (turned, sw.t()), ctx.types[0], r.impl)
         if ctx.needs_input_grad[1]:
             dw = weight_gradient(dy, x, sx, r).to(ctx.types[1])
         return dx, dw, None, None
 
-# %% ../nbs/26_fp8_training.ipynb #e3ff3c63
+# %% ../nbs/26_fp8_training.ipynb #e34a6da3
 def weight_gradient(
     dy:Tensor,     # [T,O]
     x:Tensor,      # [T,I] codes, or plain numbers
@@ -101,6 +105,14 @@ def weight_gradient(
     left, right = _turned(dy, None, 1, r), _turned(x, scale, rows, r, r.pow2)
     return product(left, right, torch.float32, r.impl)
 
+def _able(r, w, device):
+    "What will do the products of this layer."
+    odd, pick = w.shape[0] % 16 or w.shape[1] % 16, import_module('r1nb.kernels.jit').pick
+    require(r.impl != 'cuda' or not odd, f'a weight {tuple(w.shape)}: gemm.cu wants multiples of '
+            '16, choose impl="triton"')
+    if r.wgrad == 'row' or r.scaling != 'fine': return 'ref'
+    return pick(r.impl, device, ('cuda', 'triton', 'ref')[bool(odd):])
+
 @torch.compiler.disable
 def fp8_linear(
     x:Tensor,      # [...,I] bf16 or fp32
@@ -112,10 +124,9 @@ def fp8_linear(
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     require(dtype in (torch.bfloat16, torch.float32), f'{dtype}: FP8 layers read and write '
             'bfloat16 or float32')
-    pick = import_module('r1nb.kernels.jit').pick
-    require(r.impl == 'ref' or not (w.shape[0] % 16 or w.shape[1] % 16), f'a weight '
-            f'{tuple(w.shape)}: gemm.cu wants multiples of 16, choose impl="ref"')
-    if r.impl == 'cuda': r = replace(r, impl=pick('cuda', x.device, ('cuda', 'ref')))
+    require(w.dim() == 2 and x.shape[-1] == w.shape[1] > 0, f'x {tuple(x.shape)} and a weight '
+            f'{tuple(w.shape)}: [...,I] and [O,I] are wanted')
+    if r.impl != 'ref': r = replace(r, impl=_able(r, w, x.device))
     flat = x.reshape(-1, x.shape[-1])
     if not len(flat): return F.linear(x, w.to(x.dtype)).to(dtype)
     return _Fp8.apply(flat, w, r, dtype).view(*x.shape[:-1], len(w))

@@ -83,7 +83,7 @@ def matmul(
     if k is None: return matmul_blocks(a, a_scale, b, b_scale, out_dtype)
     return k.gemm(a.contiguous(), a_scale, b.contiguous(), b_scale, out_dtype)
 
-# %% ../nbs/22_gemm.ipynb #96b62ed6
+# %% ../nbs/22_gemm.ipynb #63be162f
 def source(
     name:str,           # of a function or struct at the left margin
     file:str='gemm.cu', # in the folder of kernels
@@ -91,8 +91,8 @@ def source(
     "The lines of one function, as they are in the file that runs."
     folder = Path(import_module('r1nb.kernels').__file__).parent
     require((folder/file).is_file(), f'there is no kernel file {file!r}')
-    lines = (folder/file).read_text().splitlines()
-    head = re.compile(rf'(?![/#\s]).*\b{name}\b\s*[({{]|(def|struct|class) {name}\b')
+    lines, word = (folder/file).read_text().splitlines(), re.escape(name)
+    head = re.compile(rf'(?![/#\s]).*\b{word}\b\s*[({{]|(def|struct|class) {word}\b')
     start = next((i for i, line in enumerate(lines) if head.match(line)), None)
     require(start is not None, f'{file} has no {name!r} at its left margin')
     cpp = '.cu' in file
@@ -174,7 +174,7 @@ def play(
     require(not words, 'deadlock: ' + '; '.join(words))
     return done
 
-# %% ../nbs/22_gemm.ipynb #b82a55dd
+# %% ../nbs/22_gemm.ipynb #3a0e9c4a
 def pipeline(
     steps:int=40,          # K/128
     stages:int=3,          # of the ring
@@ -184,6 +184,8 @@ def pipeline(
     forget:int|None=None,  # the step at which warpgroup 0 does not say that it is through
 )->list:                   # as `play`
     "The main loop of gemm.cu on one multiprocessor, without its arithmetic."
+    require(min(steps, stages, groups, waves) > 0, f'{steps} steps, {stages} stages, {groups} '
+            f'warpgroups, {waves} waves: use at least one of each')
     full = [Barrier(f'full[{i}]', 1) for i in range(stages)]
     empty = [Barrier(f'empty[{i}]', groups) for i in range(stages)]
     roles = {'copier': _copier(full, empty, steps, cycles)}

@@ -14,14 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from .core import require
 
-# %% ../nbs/24_mla_decode.ipynb #9a10cb16
+# %% ../nbs/24_mla_decode.ipynb #e1f19e12
 def merge(
     outs:Tensor,  # [S,...,V] outputs of S pieces, each divided by its own sum
     lses:Tensor,  # [S,...] their log-sum-exps, natural
 )->tuple[Tensor,Tensor]: # [...,V] and [...]
     "Put the pieces of a softmax together: an identity, not an approximation (Flash-Decoding)."
     lse = lses.logsumexp(0)
-    return ((lses - lse).exp().unsqueeze(-1)*outs).sum(0), lse
+    out = (lses - lse).exp().unsqueeze(-1)*outs
+    nothing = lses == -torch.inf      # a piece without tokens has no say, whatever lies in it
+    return out.masked_fill(nothing.unsqueeze(-1), 0.).sum(0), lse
 
 # %% ../nbs/24_mla_decode.ipynb #5bbf5600
 def attend_loops(
@@ -126,7 +128,7 @@ def _write_down(rows, lengths, unit, whole):
     segments += [(0, 0, 0, -1)]*(len(rows)+len(lengths)-len(segments))
     return Plan(*(torch.tensor(t, dtype=torch.int32) for t in (first, segments, splits)), whole)
 
-# %% ../nbs/24_mla_decode.ipynb #cf4a86cb
+# %% ../nbs/24_mla_decode.ipynb #0e64cf06
 def plan(
     lengths,        # [B] tokens of each request, a list or a tensor
     workers:int,    # thread blocks that share the tokens
@@ -135,8 +137,9 @@ def plan(
 )->Plan:
     "Cut all requests into segments so that the busiest worker is as little busy as possible."
     lengths = [int(n) for n in lengths]
-    require(workers > 0 and unit > 0 and min(lengths, default=0) >= 0,
-            f'{workers} workers, units of {unit}, lengths {lengths!s:.60}: use numbers above 0')
+    require(workers > 0 and unit > 0 and overhead >= 0 and min(lengths, default=0) >= 0,
+            f'{workers} workers, units of {unit}, overhead {overhead}, lengths {lengths!s:.60}: '
+            'use numbers above 0')
     sizes = [-(-n//unit) for n in lengths]
     low, high = overhead+1, sum(sizes)+overhead*(len(sizes)+1)
     while low < high:
@@ -147,7 +150,7 @@ def plan(
     rows = [[(b, 0, n)] for b, n in enumerate(sizes)] if whole else None
     return _write_down(rows or _fill(sizes, workers, low, overhead), lengths, unit, whole)
 
-# %% ../nbs/24_mla_decode.ipynb #9e57fc6d
+# %% ../nbs/24_mla_decode.ipynb #2d5128d1
 def _check(q, cache, page_table, lengths, scale):
     stored = cache if isinstance(cache, tuple) else (cache,)
     shapes = [tuple(t.shape[1:]) for t in stored]
@@ -166,10 +169,15 @@ def _check(q, cache, page_table, lengths, scale):
             f'page_table {page_table.dtype} {tuple(page_table.shape)}, lengths {lengths.dtype} '
             f'{tuple(lengths.shape)} for {B} requests: use int32 [B,max_pages] and [B]')
     require(0 < scale < math.inf, f'scale {scale}: use a finite number above 0')
+    where = {str(t.device) for t in (q, *stored, page_table, lengths)}
+    require(len(where) == 1, f'tensors on {" and ".join(sorted(where))}: move all to one device')
     if lengths.is_cuda: return         # looking at numbers would wait for the GPU
     n = lengths.tolist()
     require(0 <= min(n, default=0) and max(n, default=0) <= places,
             f'lengths {n!s:.60} for a page table of {places} tokens a row: widen the table')
+    used = page_table[torch.arange(places//64) < -(-lengths[:, None]//64)].tolist()
+    require(not used or 0 <= min(used) and max(used) < len(stored[0]), f'page_table names pages '
+            f'{min(used, default=0)} to {max(used, default=0)} of a cache of {len(stored[0])}')
 
 # %% ../nbs/24_mla_decode.ipynb #3faaf5fb
 def decode(

@@ -11,10 +11,10 @@ import math
 from functools import cache
 from .published import inputs
 
-# %% ../nbs/57_shapes.ipynb #53e1acc0
+# %% ../nbs/57_shapes.ipynb #8819e0bd
 def kv_shares():
     "What latent attention keeps, in per cent of what others keep (claim A01)."
-    from r1nb.kv_cache import cached_numbers as kept
+    from r1nb.kv_bits import cached_numbers as kept
     v, i = inputs()['V2_kv'], inputs()['ISCA_kv_bytes']
     small = v['latent']/kept('MHA', v['small_heads'], v['head_dim'])
     return {'small MoE of V2': 100*small,
@@ -26,7 +26,7 @@ def kv_shares():
 
 def kv_saving():
     "The 93.3 % of the V2 abstract, and how much of it is left without 6-bit storage (A03)."
-    from r1nb.kv_cache import cached_numbers as kept
+    from r1nb.kv_bits import cached_numbers as kept
     d, v = inputs()['DS67B'], inputs()['V2_arch']
     old = kept('GQA', d['heads'], d['head_dim'], d['kv_heads'])*d['layers']*16/8   # bytes a token
     plain = kept('MLA')*v['layers']*16/8
@@ -36,7 +36,7 @@ def kv_saving():
 
 def break_even_context():
     "Millions of cached tokens that weigh as much as the model (A04)."
-    from r1nb.kv_cache import cached_numbers as kept
+    from r1nb.kv_bits import cached_numbers as kept
     kv, weights = inputs()['ISCA_kv_bytes'], 1e3*inputs()['V3_weights_GB']   # MB
     mha = kept('MHA')*inputs()['V3_arch']['layers']*16/8
     qwen = 1e3*inputs()['readings']['qwen72b_weights_GB']

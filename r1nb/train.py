@@ -7,10 +7,11 @@ __all__ = ['NANO', 'BASES', 'adamw', 'shuffled', 'warm_stable_decay', 'set_rate'
            'descend', 'text_loss', 'save_state', 'load_state', 'pretrain', 'make_base', 'pad', 'packs', 'sft_gradient',
            'sft', 'flops']
 
-# %% ../nbs/14_train.ipynb #902b4d8f
+# %% ../nbs/14_train.ipynb #6a6c6fc5
 import hashlib, json, random, time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from importlib import import_module
 from pathlib import Path
 import torch
 import torch.nn.functional as F
@@ -103,7 +104,7 @@ def set_experts(
     for m in filter(lambda m: isinstance(m, MoE), model.modules()): m.impl = impl
     return model
 
-# %% ../nbs/14_train.ipynb #947106c0
+# %% ../nbs/14_train.ipynb #fa5767d1
 def descend(
     model:R1Model,    # changed in place; experts as 'all' on a GPU while it runs
     opt,              # its optimiser
@@ -113,12 +114,14 @@ def descend(
     batch:int=512,    # windows a step
     start:int=0,      # steps already done by an interrupted run
     mtp:float=.3,     # lambda
+    fp8:str|None=None,# 'ref', 'triton', 'cuda': linear layers in eight bits meanwhile (room 26)
 )->Iterator[tuple]:   # after each step: (step, main loss, MTP loss), still on the device
     "Pretraining, step by step; on a GPU in bf16, as one compiled graph."
     dev = model.lm_head.weight.device
     gpu, windows = dev.type == 'cuda', windows.to(dev)
     loss_fn = torch.compile(pretrain_loss) if gpu else pretrain_loss
     set_experts(model.train(), 'all' if gpu else 'ref')
+    if fp8: (eight := import_module('r1nb.fp8_training')).enable(model, eight.Recipe(fp8))
     for step in range(start, steps):
         set_rate(opt, lr*warm_stable_decay(step, steps))
         rows = torch.arange(step*batch, (step + 1)*batch, device=dev) % len(windows)
@@ -129,6 +132,7 @@ def descend(
         opt.step(); opt.zero_grad(set_to_none=True)
         update_biases(model)
         yield step, main, ahead
+    if fp8: eight.disable(model)
     set_experts(model.eval(), 'ref')
 
 # %% ../nbs/14_train.ipynb #c999fcb2
@@ -186,7 +190,7 @@ def load_state(
     opt.load_state_dict(dict(opt.state_dict(), state=state))
     return int(meta['step']), json.loads(meta['extra'])
 
-# %% ../nbs/14_train.ipynb #aa3fd6cc
+# %% ../nbs/14_train.ipynb #104a9d02
 def pretrain(
     model:R1Model,       # fresh
     windows:Tensor,      # [W,T] uint8, from `shuffled`
@@ -196,16 +200,17 @@ def pretrain(
     log:Callable=print,  # called with a dict every 50 steps
     state=None,          # file to go on from, if it is there, and to keep
     every:int=500,       # steps between states
+    fp8:str|None=None,   # as in `descend`
 )->R1Model:              # the same model, trained
     "Read the windows; killed and started again, go on to the same end."
     opt, begun = adamw(model, lr), time.perf_counter()
-    run = dict(steps=steps, lr=lr, batch=batch, windows=len(windows))
+    run = dict(steps=steps, lr=lr, batch=batch, windows=len(windows)) | (fp8 and {'fp8': fp8} or {})
     start, kept = load_state(state, model, opt) if state and Path(state).exists() else (0, {})
     old, rows = kept.get('run', run), kept.get('rows', [])
     require(old == run, f'{state} belongs to another run ({old}): delete it, or go on as it began')
     for row in rows: log(row)
     seconds = lambda: round(kept.get('seconds', 0.) + time.perf_counter() - begun, 3)
-    for step, main, ahead in descend(model, opt, windows, steps, lr, batch, start):
+    for step, main, ahead in descend(model, opt, windows, steps, lr, batch, start, fp8=fp8):
         if step % 50 == 0 or step == steps - 1:
             row = dict(step=step, loss=main.item(), mtp=ahead.item(), seconds=seconds())
             rows.append(row); log(row)
@@ -219,7 +224,7 @@ NANO = R1Config(n_routed_experts=4, moe_intermediate_size=128, initializer_range
 BASES = {'nano': NANO, 'nano-student': replace(NANO, hidden_size=96, num_hidden_layers=2,
                                                intermediate_size=192, moe_intermediate_size=64)}
 
-# %% ../nbs/14_train.ipynb #d8a8b000
+# %% ../nbs/14_train.ipynb #8204ca7c
 def make_base(
     name:str,            # a name in BASES
     folder,              # where the checkpoint and its card go
@@ -229,6 +234,7 @@ def make_base(
     seed:int=0,          # of text, weights and order
     device:str='cpu',    # or 'cuda'
     habits:Habits=Habits(), # who wrote what it reads
+    fp8:str|None=None,   # as in `descend`
 )->dict:                 # the card
     "Pretrain a shipped base from nothing; run again after a kill, it goes on."
     require(name in BASES, f'base {name!r} is unknown: choose from {", ".join(BASES)}')
@@ -240,13 +246,13 @@ def make_base(
     torch.manual_seed(seed)
     model, state = R1Model(BASES[name]).to(device), folder.with_name(f'{folder.name}.state')
     with Meter() as reading:
-        pretrain(model, shuffled(text, 256, seed), steps, lr, batch, rows.append, state)
+        pretrain(model, shuffled(text, 256, seed), steps, lr, batch, rows.append, state, fp8=fp8)
     with on_disk(folder): (folder/'card.json').unlink(missing_ok=True)
     model.save_pretrained(folder)
     card = dict(base=name, seed=seed, habits=asdict(habits),
         documents=docs, corpus_tokens=len(text),
         corpus_sha256=hashlib.sha256(text.numpy()).hexdigest(), steps=steps, batch=batch, T=256,
-        lr=lr, read_tokens=steps*batch*256, parameters=count(BASES[name]),
+        lr=lr, fp8=fp8, read_tokens=steps*batch*256, parameters=count(BASES[name]),
         curve=[[r['step'], r['loss'], r['mtp']] for r in rows],
         seconds=dict(corpus=writing.seconds, training=rows[-1]['seconds']),
         joules=reading.joules,

@@ -6,7 +6,8 @@ import argparse, json
 from pathlib import Path
 import torch
 from r1nb.core import hardware
-from r1nb.kv_cache import BITS, PagedCache, append
+from r1nb.kv_bits import BITS
+from r1nb.kv_cache import PagedCache, append
 
 KINDS = 'bf16', 'fp8', 'int8', 'int6', 'int4'
 

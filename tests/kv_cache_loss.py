@@ -10,7 +10,8 @@ import r1nb
 from r1nb.attention import LatentCache
 from r1nb.core import hardware, mean_ci, proportion_ci
 from r1nb.corpus import write
-from r1nb.kv_cache import BITS, PagedCache, PagedRows, dequantise, generate, quantise
+from r1nb.kv_bits import BITS, dequantise, quantise
+from r1nb.kv_cache import PagedCache, PagedRows, generate
 from r1nb.model import R1Model
 from r1nb.tasks import countdown
 from r1nb.tokens import END, chat, decode

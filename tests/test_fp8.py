@@ -96,12 +96,31 @@ def test_any_shape_and_size_of_numbers(M, K, power, rows, pow2, seed, nasty, dty
 @pytest.mark.parametrize('shape', [(5,), (2, 3, 130), (1, 1), (4, 0, 128)])
 def test_leading_dimensions(shape):
     x = torch.randn(shape)
-    if not x.numel():
-        with pytest.raises(R1Error, match='cannot quantise'): quantize(x)
-        return
     q, s = quantize(x)
     assert q.shape == x.shape and s.shape == (*shape[:-1], -(-shape[-1]//128))
     assert dequantize(q, s).shape == x.shape
+    p, t = quantize(x, mn_major=True)
+    assert t.shape == s.shape and torch.equal(t, s) and torch.equal(u8(p), u8(q))
+
+@pytest.mark.parametrize('K', [1, 128, 300])
+def test_no_rows_are_no_mistake(K):
+    for f in (quantize, quantize_weight):
+        q, s = f(torch.empty(0, K))
+        assert q.shape == (0, K) and s.shape == (0, -(-K//128)) and q.dtype == E4M3.dtype
+        assert dequantize(q, s).shape == (0, K)
+
+def test_strides_are_followed():
+    x = torch.randn(130, 260)
+    q, s = quantize(x)
+    assert torch.equal(dequantize(q.t().contiguous().t(), s.t().contiguous().t()), dequantize(q, s))
+    q, s = quantize_weight(x)
+    assert torch.equal(dequantize(q.t().contiguous().t(), s), dequantize(q, s))
+
+def test_a_window_between_promotions_is_whole_steps():
+    a = torch.ones(1, 256)
+    with pytest.raises(R1Error, match='promote=100'): tensor_core(a, a, promote=100)
+    with pytest.raises(R1Error, match='K=256 and 128'): tensor_core(a, a[:, :128])
+    assert tensor_core(a, a, promote=96).item() == 256
 
 @pytest.mark.parametrize('M,K', [(1, 1), (4, 128), (7, 300), (130, 257)])
 def test_scales_by_columns_are_the_same_scales(M, K):
@@ -115,7 +134,7 @@ def test_views_and_gradients():
     x = torch.randn(256, 64, requires_grad=True)
     assert same(quantize(x.t()), quantize(x.t().contiguous())) and not quantize(x)[1].requires_grad
 
-@pytest.mark.parametrize('x,says', [(torch.arange(4), 'int64'), (torch.randn(0, 3), r'\(0, 3\)'),
+@pytest.mark.parametrize('x,says', [(torch.arange(4), 'int64'), (torch.randn(3, 0), r'\(3, 0\)'),
     (torch.zeros(4).to(torch.float8_e4m3fn), 'float8'), (torch.tensor(1.), r'shape \(\)')])
 def test_refused(x, says):
     with pytest.raises(R1Error, match=says): quantize(x)
@@ -123,7 +142,7 @@ def test_refused(x, says):
 def test_weights_are_matrices():
     with pytest.raises(R1Error, match='matrix'): quantize_weight(torch.randn(2, 3, 4))
     q, s = quantize_weight(torch.randn(256, 300))
-    for bad in (s[:1], s.t(), s.flatten()):
+    for bad in (s[:1], s.t(), s.flatten(), s.double(), s.bfloat16()):
         with pytest.raises(R1Error, match='do not fit'): dequantize(q, bad)
     with pytest.raises(R1Error, match='do not fit'): dequantize(torch.zeros(256, 300), s)
 

@@ -1,5 +1,6 @@
 """FP8 layers over odd shapes, hooks, refusals; the ledger against storages counted."""
 import sys, weakref
+from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from r1nb.fp8_training import (Fp8Linear, Recipe, TrainableExperts, disable, ena
 from r1nb.model import R1Config, R1Model
 from r1nb.moe import MLP
 from r1nb.roofline import error
-from r1nb.train import adamw, descend
+from r1nb.train import adamw, descend, pretrain
 
 TOY = R1Config(hidden_size=64, num_hidden_layers=2, intermediate_size=128, n_routed_experts=4,
                moe_intermediate_size=32, initializer_range=.05)
@@ -122,11 +123,11 @@ def test_a_second_recipe_replaces_the_first():
     layer = enable(enable(nn.Linear(16, 16)), Recipe(wgrad='plain'))
     assert layer.recipe.wgrad == 'plain' and type(layer) is Fp8Linear
 
-def run(switch, impl='ref'):
+def run(switch, fp8=None):
     torch.manual_seed(0)
     model = switch(R1Model(TOY))
     windows = torch.randint(0, 256, (16, 64), generator=torch.Generator().manual_seed(0))
-    steps = descend(model, adamw(model, .003), windows.to(torch.uint8), 3, .003, batch=4)
+    steps = descend(model, adamw(model, .003), windows.to(torch.uint8), 3, .003, batch=4, fp8=fp8)
     return model, [main.item() for _, main, _ in steps]
 
 def test_the_loop_of_room_14_repeats_to_the_bit():
@@ -135,14 +136,60 @@ def test_the_loop_of_room_14_repeats_to_the_bit():
     assert la == lb and all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
     assert la != plain and abs(la[0]/plain[0] - 1) < .005
 
-def test_without_a_gpu_cuda_warns_and_is_ref():
+@pytest.mark.parametrize('impl', ['cuda', 'triton'])
+def test_without_a_gpu_a_kernel_warns_once_and_is_ref(impl):
     x, w = torch.randn(8, 32), torch.randn(16, 32)
     if torch.cuda.is_available(): pytest.skip('this machine has one')
-    with pytest.warns(UserWarning, match="impl='cuda' cannot run here"):
-        assert torch.equal(fp8_linear(x, w, Recipe(impl='cuda')), fp8_linear(x, w))
+    with pytest.warns(UserWarning, match=f"impl='{impl}' cannot run here") as said:
+        assert torch.equal(fp8_linear(x, w, Recipe(impl=impl)), fp8_linear(x, w))
+    assert len(said) == 1 and "next best, 'ref'" in str(said[0].message)
     assert 'triton' not in sys.modules
 
-@pytest.mark.parametrize('bad', [dict(impl='triton'), dict(wgrad='col'), dict(scaling=2),
+def test_the_fastest_here_says_nothing(recwarn):
+    x, w = torch.randn(8, 33), torch.randn(17, 33)
+    for r in (Recipe(impl=None), Recipe(impl=None, wgrad='row'), Recipe(None, scaling='tensor')):
+        assert torch.equal(fp8_linear(x, w, r), fp8_linear(x, w, replace(r, impl='ref')))
+    assert not recwarn.list
+
+def test_the_switch_of_room_14():
+    "The flag is `enable` for as long as the loop runs; a state goes on, under the same flag only."
+    torch.set_num_threads(1)
+    model, with_flag = run(lambda m: m, fp8='ref')
+    other, by_hand = run(enable)
+    assert with_flag == by_hand and type(model.model.layers[0].self_attn.o_proj) is nn.Linear
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters()))
+    with pytest.raises(R1Error, match="impl='fast'"): run(lambda m: m, fp8='fast')
+
+def test_a_stopped_run_goes_on_in_fp8(tmp_path):
+    torch.set_num_threads(1)
+    windows = torch.randint(0, 256, (16, 64), generator=torch.Generator().manual_seed(0)).byte()
+    def go(steps_of_state, rows, fp8='ref', stop=None):
+        torch.manual_seed(0)
+        def log(row):
+            rows.append(row['loss'])
+            if stop == len(rows): raise KeyboardInterrupt
+        return pretrain(R1Model(TOY), windows, 60, .003, 2, log, tmp_path/steps_of_state, 40, fp8)
+    whole, part = [], []
+    a = go('whole', whole)
+    with pytest.raises(KeyboardInterrupt): go('part', part, stop=2)
+    with pytest.raises(R1Error, match='belongs to another run'): go('part', [], fp8=None)
+    b = go('part', part)
+    assert part[-1] == whole[-1] and all(map(torch.equal, a.parameters(), b.parameters()))
+
+@pytest.mark.parametrize('x, w, words', [
+    (torch.randn(4, 33), torch.randn(16, 32), r'x \(4, 33\) and a weight \(16, 32\)'),
+    (torch.randn(4, 0), torch.randn(16, 0), 'are wanted'),
+    (torch.randn(4, 32), torch.randn(32), 'are wanted')])
+def test_shapes_refused(x, w, words):
+    with pytest.raises(R1Error, match=words): fp8_linear(x, w)
+
+def test_no_second_derivative():
+    x, w = torch.randn(4, 32, requires_grad=True), torch.randn(16, 32)
+    g, = torch.autograd.grad(fp8_linear(x, w).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match='once_differentiable'): g.sum().backward()
+
+@pytest.mark.parametrize('bad', [dict(impl='fast'), dict(impl='triton', wgrad='row'),
+                                 dict(wgrad='col'), dict(scaling=2),
                                  dict(impl='cuda', scaling='tensor'),
                                  dict(impl='cuda', wgrad='row')])
 def test_recipes_refused(bad):

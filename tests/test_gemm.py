@@ -170,6 +170,11 @@ def test_a_forgotten_arrival_stops_everything(stages, forget):
     pipeline(forget + stages, stages, forget=forget)    # nobody comes back for that stage
 
 
+@pytest.mark.parametrize('what', ['steps', 'stages', 'groups', 'waves'])
+def test_a_ring_of_nothing_is_refused(what):
+    with pytest.raises(R1Error, match='at least one of each'): pipeline(**{what: 0})
+
+
 def test_more_stages_and_groups_never_hurt():
     share = [busy(pipeline(stages=s)) for s in (1, 2, 3, 4, 5)]
     assert all(b >= a - 1e-9 for a, b in itertools.pairwise(share))
@@ -200,6 +205,7 @@ def test_source_of_python():
     compile(text, 'quoted', 'exec')
     with pytest.raises(R1Error, match='no kernel file'): source('x', 'none.cu')
     with pytest.raises(R1Error, match="no 'nobody'"): source('nobody')
+    with pytest.raises(R1Error, match="no '\\('"): source('(')
 
 
 # ---- the tile, and the compiler ----------------------------------------------------------------

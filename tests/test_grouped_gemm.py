@@ -107,6 +107,8 @@ def test_block_by_block_the_same_bits():
     (dict(groups=torch.tensor([0], dtype=torch.int32)), 'one for each 128 rows'),
     (dict(a_scale=torch.ones(256, 3)), 'float32 (256, 2) is wanted'),
     (dict(b_scale=torch.ones(2, 2, 2)), 'float32 (2, 1, 2) is wanted'),
+    (dict(groups=torch.tensor([0, 2], dtype=torch.int32)), 'groups from 0 to 2: 1 is the last'),
+    (dict(groups=torch.zeros(2, dtype=torch.int32, device='meta')), 'where a is'),
     (dict(impl='fast'), "impl='fast' is none of")])
 def test_refusals(change, words):
     a, s = quantize(torch.randn(256, 130)); b, t = quantize_experts(torch.randn(2, 20, 130))
@@ -114,6 +116,43 @@ def test_refusals(change, words):
     grouped_matmul(**ok)
     with pytest.raises(R1Error) as e: grouped_matmul(**ok | change)
     assert words in str(e.value) and '\n' not in str(e.value)
+
+@pytest.mark.parametrize('counts', [(0, 65), (-1, 3), (64, 10**9)])
+def test_counts_that_do_not_fit(counts):
+    a, b = quantize(torch.randn(2, 64, 130)), quantize_experts(torch.randn(2, 20, 130))
+    rows = torch.tensor(counts, dtype=torch.int32)
+    with pytest.raises(R1Error, match='0 to 64 rows'): grouped_matmul(*a, *b, rows, 'masked')
+
+@pytest.mark.parametrize('layout', ['contiguous', 'masked'])
+@pytest.mark.parametrize('idx, words', [
+    (torch.tensor([[0], [9]]), 'choices from 0 to 9'), (torch.tensor([[0], [-1]]), 'from -1 to 0'),
+    (torch.tensor([[0], [1]]).int(), 'int64'), (torch.tensor([[0]]), 'choices .* (1, 1)'),
+    (torch.tensor([0, 1]), 'int64, a row for each')])
+def test_choices_refused(idx, words, layout):
+    with pytest.raises(R1Error, match=words.replace('(', '\\(').replace(')', '\\)')):
+        permute(torch.randn(2, 8), idx, 3, layout)
+
+def test_an_expert_chosen_twice_has_no_room_in_the_masked_layout():
+    idx = torch.tensor([[0, 1], [1, 1], [0, 1]])
+    assert permute(torch.ones(3, 2), idx, 2).counts.tolist() == [2, 4]
+    with pytest.raises(R1Error, match='token 1 chose an expert twice'):
+        permute(torch.ones(3, 2), idx, 2, 'masked')
+
+def test_a_model_without_experts():
+    with pytest.raises(R1Error, match='Linear has no layer of experts'): use(torch.nn.Linear(3, 3))
+    with pytest.raises(R1Error, match="layout='other'"): use(layer(), 'other')
+
+@pytest.mark.parametrize('layout', ['contiguous', 'masked'])
+def test_products_of_nothing(layout):
+    b = quantize_experts(torch.randn(3, 20, 130))
+    for idx in (torch.zeros(0, 2, dtype=torch.long), torch.tensor([[2]])):     # empty groups
+        x = torch.randn(len(idx), 130)
+        rows = permute(x, idx, 3, layout)
+        y = grouped_matmul(*quantize(rows.x), *b, rows.groups, layout, FP)
+        out = unpermute(y, rows.place)
+        assert out.shape == (len(idx), 20) and out.isfinite().all()
+        q = quantize(x)
+        if len(idx): assert torch.equal(out, matmul_blocks(*q, b[0][2], b[1][2], FP))
 
 def test_rows_that_are_no_whole_blocks():
     a, b = quantize(torch.randn(100, 16)), quantize_experts(torch.randn(1, 8, 16))

@@ -7,8 +7,9 @@ from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from r1nb.attention import LatentCache
 from r1nb.core import R1Error
-from r1nb.kv_cache import (BITS, PER, PagedCache, PagedRows, PageTable, append, cached_numbers,
-                           decode, dequantise, encode, generate, pack, quantise, slots, unpack)
+from r1nb.kv_bits import (BITS, PER, cached_numbers, decode, dequantise, encode, layout, pack,
+                          quantise, unpack)
+from r1nb.kv_cache import PagedCache, PagedRows, PageTable, append, generate, slots
 from r1nb.model import R1Config, R1Model
 from r1nb.sample import generate as generate_dense
 
@@ -210,6 +211,89 @@ def test_append_drops_negative_slots(impl):
 def test_refusals(f, words):
     with pytest.raises(R1Error, match=words) as e: f()
     assert '\n' not in str(e.value)
+
+
+GIVEN = dict(slots=torch.tensor([0, 1, 2]), x=torch.randn(3, 30), precision='int8')
+@pytest.mark.parametrize('change, words', [
+    (dict(slots=torch.tensor([0, 1, 128])), 'slots .* of a pool of 2 pages of 64'),
+    (dict(slots=torch.tensor([0, 1])), 'an int64 slot a token'),
+    (dict(slots=torch.tensor([0, 1, 2]).int()), 'torch.int32'),
+    (dict(x=torch.randn(3, 31)), 'a pool made for that'),
+    (dict(precision='fp8'), 'as fp8 .* a pool made for that'),       # as wide as int8
+    (dict(precision='int4'), 'made for that'), (dict(precision='bf16'), 'made for that'),
+    (dict(precision='int5'), "'int5': one of"), (dict(impl='fast'), "'fast' is none of")])
+def test_append_refuses_and_leaves_the_pool_alone(change, words):
+    pool = PagedCache(2, 1, 24, 6, 'int8').pool(0)
+    with pytest.raises(R1Error, match=words) as e: append(pool, **GIVEN | change)
+    assert '\n' not in str(e.value) and not any(t.any() for t in pool.values())
+    append(pool, **GIVEN)
+    assert all(t.any() for t in pool.values())
+
+
+@pytest.mark.parametrize('kw, words', [
+    (dict(layers=0), '0 layers'), (dict(latent=0), 'latent=0'), (dict(latent=-8), 'latent=-8'),
+    (dict(rope=-1), 'rope=-1'), (dict(precision=8), 'precision=8'),
+    (dict(latent=30, precision='int3'), 'packs 8')])
+def test_caches_refused(kw, words):
+    with pytest.raises(R1Error, match=words): PagedCache(**dict(pages=4, layers=1) | kw)
+
+
+@pytest.mark.parametrize('precision, shape', [('bf16', (1, 8)), ('fp32', (1, 8)), ('int5', (1, 8)),
+                                              ('int8', (3, 0)), ('fp8', (3, 0))])
+def test_quantise_refuses(precision, shape):
+    with pytest.raises(R1Error, match='codes are fp8'): quantise(torch.ones(shape), precision)
+
+
+@pytest.mark.parametrize('precision', ['fp8', 'int8', 'int6', 'int4', 'int3'])
+def test_no_tokens_and_no_rotary_key(precision):
+    codes, scale = quantise(torch.empty(0, 136), precision)
+    assert codes.shape == (0, 136) and scale.shape == (0, 2)
+    cache = PagedCache(2, 1, 136, 0, precision)
+    cache.write(0, torch.tensor([3, -1]), torch.ones(2, 136))
+    s = cache.allocate(5)
+    y = cache.read(0, [s])
+    assert torch.allclose(y[0, 3], torch.ones(136), atol=.01) and not y[0, :3].any()
+    assert cache.read(0, []).shape == (0, 0, 136)
+
+
+def test_numbers_of_other_libraries_and_fractions():
+    import numpy as np
+    t = PageTable(4)
+    a = t.allocate(np.int64(5))
+    t.extend([a], np.int64(3)); t.extend([a], torch.tensor(2)); t.extend([a], (1,))
+    assert t.length[a] == 11
+    for f in (lambda: PageTable(2.5), lambda: t.allocate(1.5), lambda: t.extend([a], .5),
+              lambda: t.extend([a], [-1])):
+        with pytest.raises(R1Error): f()
+    assert t.length[a] == 11 and len(t.spare) == 3
+
+
+def test_forks_are_counted_from_zero():
+    cache = PagedCache(4, 1, 8, 4)
+    s = cache.allocate(70)
+    assert cache.fork(s, 0) == []
+    with pytest.raises(R1Error, match='-1 forks'): cache.fork(s, -1)
+    with pytest.raises(R1Error, match='3 more pages needed, 2 of 4'): cache.fork(s, 3)
+    a, b = cache.fork(s, 2)
+    cache.free(s); cache.free(a)
+    for f in (cache.free, cache.fork):
+        with pytest.raises(R1Error, match=f'sequence {a} was freed before'): f(a)
+    assert cache.length[b] == 70 and len(cache.spare) == 2
+    cache.free(b)
+    assert sorted(cache.spare) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize('prompts, kw, words', [
+    ([], {}, 'at least one'), ([[]], {}, 'none of them empty'),
+    ([[5], []], {}, 'none of them empty'),
+    ([[5]], dict(max_new=0), 'max_new=0'), ([[5]], dict(temperature=-1.), 'temperature=-1.0'),
+    ([[40]], {}, 'token id 40'), ([[5]*200], dict(max_new=100), 'exceed the context')])
+def test_requests_refused(prompts, kw, words):
+    torch.manual_seed(0)
+    m = R1Model(TINY).eval()
+    view = rows(m, 'bf16', 0)
+    with pytest.raises(R1Error, match=words): generate(m, view.cache, prompts, **kw)
+    assert len(view.cache.spare) == 40 and not view.cache.held
 
 
 def test_extend_refuses_doubles_and_negatives():

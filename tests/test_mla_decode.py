@@ -3,7 +3,7 @@ import random
 import pytest, torch
 from r1nb.core import R1Error
 from r1nb.mla_decode import attend, decode, merge, plan
-from r1nb.kv_cache import quantise
+from r1nb.kv_bits import quantise
 
 SCALE = 192**-.5
 
@@ -119,3 +119,39 @@ def test_refusals_are_one_line(change):
     x = dict(q=q, cache=cache, page_table=table, lengths=n, scale=SCALE) | change
     with pytest.raises(R1Error) as e: decode(**x)
     assert '\n' not in str(e.value)
+
+
+def test_pieces_without_tokens_have_no_say():
+    outs, lses = torch.randn(3, 2, 4), torch.randn(3, 2)
+    want = merge(outs[:2], lses[:2])
+    outs[2], lses[2] = torch.nan, -torch.inf
+    assert all(torch.equal(a, b) for a, b in zip(merge(outs, lses), want))
+    y, lse = merge(torch.full((2, 3, 4), torch.nan), torch.full((2, 3), -torch.inf))
+    assert not y.any() and (lse == -torch.inf).all()
+    assert merge(outs[:2].fill_(torch.nan), lses[:2])[0].isnan().all()     # a real NaN stays
+
+
+@pytest.mark.parametrize('table, words', [([[9, 1]], 'pages 1 to 9 of a cache of 4'),
+                                          ([[0, -1]], 'pages -1 to 0')])
+def test_pages_that_are_not_there(table, words):
+    q, cache = torch.randn(1, 4, 576).bfloat16(), torch.randn(4, 64, 576).bfloat16()
+    table, n = torch.tensor(table, dtype=torch.int32), torch.tensor([65], dtype=torch.int32)
+    with pytest.raises(R1Error, match=words): decode(q, cache, table, n, SCALE)
+    table[0] = torch.tensor([1, -7])               # the second page is not needed any more
+    assert decode(q, cache, table, n - 1, SCALE)[0].isfinite().all()
+    with pytest.raises(R1Error, match='tensors on cpu and meta'):
+        decode(q, cache, table, n.to('meta'), SCALE)
+
+
+@pytest.mark.parametrize('lengths', [[0], [64], [63, 65, 128, 127, 129, 1], [0, 0, 1]])
+def test_page_borders(lengths):
+    q, cache, table, n, flat = paged(lengths)
+    out, lse = decode(q, cache, table, n, SCALE)
+    for b, k in enumerate(flat):
+        if not len(k):
+            assert not out[b].any() and (lse[b] == -torch.inf).all()
+            continue
+        s = q[b].double() @ k.t()*SCALE
+        assert (lse[b] - s.logsumexp(1)).abs().max() < 1e-4
+        want = s.softmax(1) @ k[:, :512]
+        assert ((out[b] - want).norm()/want.norm()) < 3e-3          # bf16 output

@@ -4,8 +4,9 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 from r1nb.core import R1Error
-from r1nb.roofline import (Cost, Point, WIDTH, bench, error, fresh, grouped_matmul, matmul,
-                           mla_decode, plot, poison, predict, quantise, record, stream, table)
+from r1nb.roofline import (Cost, Point, WIDTH, bench, ceilings, error, fresh, grouped_matmul,
+                           matmul, mla_decode, plot, poison, poisoned, predict, quantise, record,
+                           stream, table)
 
 TOP = dict(copy=4e12, read=4.2e12, fp32=6e13, bf16=8e14, fp8=1.4e15, launch=1e-6)
 sizes = st.integers(1, 10_000)
@@ -73,3 +74,32 @@ def test_reports(tmp_path):
     assert len(table(points, TOP).splitlines()) == 3 and plot(points, TOP) is not None
     kept = json.loads(record(tmp_path/'x.json', rows=[1, 2]).read_text())
     assert kept['rows'] == [1, 2] and {'date', 'hardware', 'torch'} <= kept.keys()
+
+
+@pytest.mark.parametrize('f, words', [
+    (lambda: matmul(1, 2, 3, 'fp16'), "of 'fp16'"), (lambda: matmul(-1, 2, 3), '-1 x 2 x 3'),
+    (lambda: grouped_matmul([4, -4], 2, 3), '-4 x 2 x 3'),
+    (lambda: error(torch.zeros(3, 1), torch.zeros(3, 4)), r'\(3, 1\) is compared with \(3, 4\)'),
+    (lambda: error(torch.zeros(()), torch.zeros(3)), 'repeated to fit')])
+def test_refusals(f, words):
+    with pytest.raises(R1Error, match=words) as e: f()
+    assert '\n' not in str(e.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU here')
+def test_ceilings_of_a_gpu_that_is_not_there():
+    with pytest.raises(R1Error, match="device='cuda': no NVIDIA GPU here"): ceilings('cuda')
+
+
+def test_nothing_moved_and_nothing_done():
+    assert Cost(0, 0).intensity == 0 and Cost(2, 0).intensity == math.inf
+    assert grouped_matmul([], 4, 4).intensity == grouped_matmul([0, 0], 4, 4).intensity == 0
+    assert len(fresh(lambda: (torch.empty(0),), most=3)) == 3
+
+
+def test_poisoned_ends_with_an_error_too():
+    empty = torch.empty
+    with pytest.raises(KeyError), poisoned():
+        assert torch.empty(3).isnan().all() and torch.empty(2, dtype=torch.bfloat16).isnan().all()
+        raise KeyError
+    assert torch.empty is empty
