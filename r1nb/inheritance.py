@@ -6,7 +6,7 @@
 __all__ = ['QUARTER', 'is_edge', 'running', 'sums', 'Flaws', 'work', 'schooled', 'census', 'sift', 'examine', 'generation',
            'shrink']
 
-# %% ../nbs/51_inheritance.ipynb #1cee8cb2
+# %% ../nbs/51_inheritance.ipynb #120cd3e3
 from dataclasses import dataclass, replace
 from random import Random
 import torch
@@ -17,7 +17,7 @@ from .eval import steps_in
 from .model import R1Model
 from .rollout import Trace, ask
 from .tasks import Problem, held_out
-from .tokens import ANSWER, chat, encode
+from .tokens import chat, encode
 from .train import NANO, sft
 
 # %% ../nbs/51_inheritance.ipynb #85d9d59d
@@ -147,7 +147,7 @@ def generation(
         out[leak] = dict(read=census(read), does=examine(pupil, seed=seed))
     return out
 
-# %% ../nbs/51_inheritance.ipynb #9e3e0c02
+# %% ../nbs/51_inheritance.ipynb #51599c8a
 QUARTER = replace(NANO, hidden_size=64, num_hidden_layers=2, intermediate_size=128,
                   moe_intermediate_size=64, num_nextn_predict_layers=0)
 
@@ -155,13 +155,10 @@ def shrink(
     teacher:R1Model,   # who is asked
     seed:int=0,        # of problems, weights, sampling and order
     n:int=24000,       # problems asked
-    steps:bool=True,   # the verified reasoning; False: the same answers without it
     **kw,              # epochs, batch, lr
-)->R1Model:            # about a fifth of the size of `nano`, from random weights
-    "A small student that has read nothing but verified answers, with or without their steps."
+)->R1Model:            # about a third of the size of `nano`, from random weights
+    "A small student that has read nothing but verified answers."
     read = [t for t in ask(teacher, sums(n, 2000 + seed), max_new=80, seed=seed) if t.answer]
-    rows = lessons(read)
-    if not steps: rows = [(p, encode('<think> </think>') + r[r.index(ANSWER):]) for p, r in rows]
     torch.manual_seed(seed)
-    return sft(R1Model(QUARTER), rows, seed=seed,
+    return sft(R1Model(QUARTER), lessons(read), seed=seed,
                **dict(epochs=5, batch=32, lr=6e-3, log=lambda row: None) | kw)

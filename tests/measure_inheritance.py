@@ -1,11 +1,10 @@
 """What students inherit from flawed teachers: nbs/results/inheritance.json.
 
-    python tests/measure_inheritance.py OUT.jsonl KIND... [--seeds 0 1 2] [--workers 2] [--tiny]
+    python tests/measure_inheritance.py OUT.jsonl KIND... [--seeds 0 1] [--doses 0 .5] [--tiny]
 
-KIND: bugs (a forgotten ten, four doses), slips (a careless teacher), steps and answers (students of
-a fifth of the size that read the work, or the answers alone: `quarter` in the results), hole (a
-student without a base that never reads the edge). One line a seed and kind, appended as it is
-finished; lines that are there are not measured again.
+KIND: bugs (a forgotten ten, four doses), slips (a careless teacher), hole (a student without a base
+that never reads the edge). One line a seed and kind, appended as it is finished; lines that are
+there are not measured again. Parts are put together, an older results file among them, by
     python tests/measure_inheritance.py --merge nbs/results/inheritance.json OUT.jsonl...
 """
 import argparse, json, os, time
@@ -13,11 +12,11 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
-DOSES = {'bugs': (1., .5, .25, 0.), 'slips': (.08,), 'steps': (0.,), 'answers': (0.,),
-         'hole': (1.,)}
+DOSES = {'bugs': (1., .5, .25, 0.), 'slips': (.08,), 'hole': (1.,)}
 
-def tasks(kinds, seeds):
-    return [(kind, dose, seed) for seed in seeds for kind in kinds for dose in DOSES[kind]]
+def tasks(kinds, seeds, doses=None):
+    return [(kind, dose, seed) for seed in seeds for kind in kinds for dose in DOSES[kind]
+            if doses is None or dose in doses]
 
 def measure(kind, dose, seed, tiny):
     import torch
@@ -35,43 +34,45 @@ def measure(kind, dose, seed, tiny):
         if tiny: small['asked'] = 3000
         row['students'] = room.generation(teacher, student, leaks, seed, **small)
     else:
-        pupil = room.shrink(teacher, seed, steps=kind != 'answers', **small)
-        row |= dict(kind='hole' if kind == 'hole' else 'quarter')
-        name = 'answers' if kind == 'answers' else 'steps'
-        row['students'] = {name: room.examine(pupil, seed=seed)}
+        row['students'] = {'steps': room.examine(room.shrink(teacher, seed, **small), seed=seed)}
     return row | dict(seconds=round(time.perf_counter() - begun, 1))
 
 def done(out):
     rows = map(json.loads, Path(out).read_text().splitlines()) if Path(out).exists() else ()
-    names = lambda r: r['students'] if r['kind'] == 'quarter' else [r['kind']]
-    return {(k, r['dose'], r['seed']) for r in rows for k in names(r)}
+    return {(r['kind'], r['dose'], r['seed']) for r in rows}
+
+def parts_of(path):
+    "Rows and machines of a part, or of an older results file."
+    text = Path(path).read_text()
+    if path.endswith('.json'): old = json.loads(text); return old['rows'], old['hardware']
+    rows = [*map(json.loads, text.splitlines())]
+    return rows, [r.pop('hardware') for r in rows]
 
 def merge(out, parts):
-    from r1nb.core import hardware, write_atomic
-    rows = [json.loads(s) for p in parts for s in Path(p).read_text().splitlines()]
-    key, one = lambda r: (r['kind'], r['dose'], r['seed']), {}
-    for r in sorted(rows, key=key):
-        if key(r) in one: one[key(r)]['students'].update(r['students'])
-        else: one[key(r)] = r
-    rows = [*one.values()]
-    was = {json.dumps(r.pop('hardware', hardware()), sort_keys=True) for r in rows}
+    from r1nb.core import write_atomic
+    found = [*map(parts_of, parts)]
+    one, was = {}, {json.dumps(h, sort_keys=True) for _, hs in found for h in hs}
+    key = lambda r: (r['kind'], r['dose'], r['seed'])
+    for r in sorted((r for rows, _ in found for r in rows), key=key): one[key(r)] = r
     what = dict(what='flawed teachers and the students that read them',
-                command='python tests/measure_inheritance.py OUT bugs slips steps answers hole',
-                hardware=[*map(json.loads, was)])
-    lines = ',\n'.join(json.dumps(r, separators=(',', ':')) for r in rows)
+                command='python tests/measure_inheritance.py OUT bugs slips hole',
+                hardware=[*map(json.loads, sorted(was))])
+    lines = ',\n'.join(json.dumps(r, separators=(',', ':')) for r in one.values())
     write_atomic(out, json.dumps(what)[:-1] + ', "rows": [\n' + lines + ']}\n')
 
 def main():
     ap = argparse.ArgumentParser()
     ap.add_argument('out'); ap.add_argument('kinds', nargs='+')
     ap.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    ap.add_argument('--doses', type=float, nargs='+')
     ap.add_argument('--workers', type=int, default=2)
     ap.add_argument('--tiny', action='store_true'); ap.add_argument('--merge', action='store_true')
     a = ap.parse_args()
     if a.merge: return merge(a.out, a.kinds)
     os.environ['OMP_NUM_THREADS'] = '1'
     from r1nb.core import hardware
-    here, left = hardware(), [t for t in tasks(a.kinds, a.seeds) if t not in done(a.out)]
+    here, all_ = hardware(), tasks(a.kinds, a.seeds, a.doses)
+    left = [t for t in all_ if t not in done(a.out)]
     def each():
         if a.workers == 1: yield from (measure(*t, a.tiny) for t in left); return  # no child
         with ProcessPoolExecutor(a.workers, get_context('spawn')) as pool:
