@@ -1,4 +1,4 @@
-"""The Triton kernels without a GPU: Triton's interpreter runs them on CPU tensors, odd shapes first.
+"""The Triton kernels without a GPU: Triton's interpreter runs them on CPU tensors of odd shapes.
 
 TRITON_INTERPRET=1 python tests/interpreted.py     (needs Triton; 20 s)
 
@@ -108,7 +108,7 @@ def one_decode(lengths, H, fp8):
     parts = mla_decode.plan(lengths, LET.randint(1, 9), unit=64, overhead=LET.randint(0, 2))
     with poisoned(): got = mla_decode.decode(q, c, table, n, .07, 'triton', parts)
     empty = n == 0
-    assert torch.equal(got[1].isinf(), want[1].isinf()) and not got[0][empty].any(), 'empty requests'
+    assert torch.equal(got[1].isinf(), want[1].isinf()) and not got[0][empty].any(), 'empty'
     return error(got[0][~empty], want[0][~empty]) if not empty.all() else 0.
 
 BARS = dict(quantise=1e-9, product=1e-6, grouped=1e-6, training=1e-5, append=1e-9, decode=6e-3)
