@@ -349,8 +349,8 @@ def unsafe(book):
     trees += [(n, ast.parse((book.root/n).read_text())) for n in book.files
               if re.fullmatch(r'kernels/.*\.py', n)]
     for where, tree in trees:
-        jailed = {id(o) for f in ast.walk(tree) for o in ast.walk(f) if 'nbs/31_sandbox' in where
-                  and getattr(f, 'name', '') in ('_inmate', '_judge')}  # run in the jail only
+        jailed = {id(o) for f in ast.walk(tree) for o in ast.walk(f) if 'nbs/31_judge' in where
+                  and getattr(f, 'name', '') in ('inmate', 'judge')}  # run in the jail only
         for o in ast.walk(tree):
             if id(o) in jailed: continue
             if is_import(o):
