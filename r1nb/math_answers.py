@@ -6,10 +6,9 @@
 __all__ = ['WARM', 'POOL', 'CACHE', 'LOCK', 'parsed', 'differs', 'equal', 'work', 'Worker', 'Pool', 'forget', 'shared', 'ask',
            'verify', 'verify_all', 'trl_reward', 'read_pairs', 'judge_file', 'verify_file', 'join']
 
-# %% ../nbs/37_math_answers.ipynb #75688d18
+# %% ../nbs/37_math_answers.ipynb #898c49d4
 import ast, atexit, json, os, re, signal, subprocess, sys, threading, time
-from collections import deque
-from contextlib import nullcontext
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib.util import find_spec
@@ -18,9 +17,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Callable, Optional
 import typer
-from .answer_forms import (EVALUATE, LONGEST, REWARD, Rules, extract, formula, latex, refuse,
-                               same, tidy)
+from .answer_forms import formula, latex, same
 from .core import on_disk, require
+from .extract import EVALUATE, REWARD, Rules, extract, refuse
+from .spelling import LONGEST, tidy
+from .trials import Verdicts, given
 from .verify import WEIGHTS, Verdict, last_text, reward
 
 # %% ../nbs/37_math_answers.ipynb #d64c381c
@@ -258,7 +259,7 @@ def trl_reward(
         return [reward(v, weights) for v in found]
     return r1nb_math_reward
 
-# %% ../nbs/37_math_answers.ipynb #2a87efc9
+# %% ../nbs/37_math_answers.ipynb #c714398f
 def read_pairs(
     lines,        # an open file of bytes
     name:str,     # for messages
@@ -267,7 +268,7 @@ def read_pairs(
     for n, line in enumerate(lines, 1):
         if not line.strip(): continue
         try: row = json.loads(line)
-        except ValueError: row = None
+        except (ValueError, RecursionError): row = None
         require(isinstance(row, dict), f'{name}, line {n}: not a JSON object')
         for key in ('gold', 'response'):
             require(key in row, f'{name}, line {n}: no field {key!r} (has {", ".join(row)[:60]})')
@@ -277,47 +278,50 @@ def read_pairs(
         yield n, gold, row['response']
 
 def judge_file(
-    path,                    # JSONL with fields gold, response
+    path,                    # JSONL with fields gold, response; a pipe will do
     strict:bool|Rules=True,  # as in verify()
     workers:int=2,           # threads
+    after:int=0,             # lines to pass over: they have their verdicts
 ):                           # yields (line, Verdict, bytes read so far)
     "Verdicts in the order of the file, 256 rows in memory at a time."
+    at = 0
+    def counted(lines):
+        nonlocal at
+        for n, line in enumerate(lines, 1):
+            at += len(line)
+            yield line if n > after else b''
     with on_disk(path), open(path, 'rb') as f:
-        rows = read_pairs(f, str(path))
+        rows = read_pairs(counted(f), str(path))
         while batch := list(islice(rows, 256)):
             numbers, golds, responses = zip(*batch)
             found = verify_all(golds, responses, strict=strict, workers=workers)
-            for n, v in zip(numbers, found): yield n, v, f.tell()
+            for n, v in zip(numbers, found): yield n, v, at
 
-# %% ../nbs/37_math_answers.ipynb #29bdc7a0
+# %% ../nbs/37_math_answers.ipynb #e385d48a
 def verify_file(
-    file:Annotated[Path, typer.Argument(metavar='FILE.jsonl', help='Fields: gold, response.')],
-    out:Annotated[Optional[Path], typer.Option(help='Where verdicts go [standard output].')]=None,
+    file:Annotated[Path, typer.Argument(metavar='FILE.jsonl', help='Fields: gold, response. '
+                                        '- is standard input.')],
+    out:Annotated[Optional[Path], typer.Option(help='Where verdicts go; replaced when they are '
+                                               'all there [standard output].')]=None,
     evaluate:Annotated[bool, typer.Option('--evaluate', help='Lenient, for measuring.')]=False,
     workers:Annotated[int, typer.Option(min=1, max=64, help='Formulas compared at a time.')]=2,
+    resume:Annotated[bool, typer.Option('--resume', help='Go on with OUT.part.')]=False,
 ):
     "Grade answers in mathematics: one verdict with its reason a line."
-    with on_disk(file): size = file.stat().st_size
-    require(out is None or not out.exists() or not out.samefile(file), f'{out} is the input itself')
     require(find_spec('math_verify'), 'r1nb verify needs Math-Verify: pip install \'r1nb[verify]\'')
-    part, n, right, formed, at = out and out.with_name(out.name + '.part'), 0, 0, 0, 0
-    with on_disk(out) if out else nullcontext(), \
-            open(part, 'w') if out else nullcontext(sys.stdout) as sink, \
-            typer.progressbar(length=size, label='verify', file=sys.stderr,
-                              hidden=not sys.stderr.isatty()) as bar:
-        for line, v, read in judge_file(file, not evaluate, workers):
-            row = {'line': line, 'answer': v.answer, 'format': v.format, 'reason': v.reason}
-            sink.write(json.dumps(row) + '\n')
-            n, right, formed = n + 1, right + v.answer, formed + v.format
-            if read > at: bar.update(read - at); at = read
-    if out: os.replace(part, out)
-    typer.echo(f'{n} answers, {right:.0f} right, {n - formed:.0f} without a marked answer',
-               err=True)
+    sums, file = Counter(rows=0, right=0, marked=0), given(file)
+    def count(row): sums.update(rows=1, right=int(row['answer']), marked=int(row['format']))
+    with Verdicts(file, out, 'verify', count, resume) as sink:
+        for line, v, read in judge_file(file, not evaluate, workers, sink.last):
+            sink.add(dict(line=line, answer=v.answer, format=v.format, reason=v.reason), read)
+    typer.echo(f'{sums["rows"]} answers, {sums["right"]} right, {sums["rows"] - sums["marked"]} '
+               'without a marked answer', err=True)
 
 def join(
     app:typer.Typer,  # the command `r1nb`
 ):
     "Add this room's command to it."
     epilog = ('Examples:\n\nr1nb verify answers.jsonl\n\n'
-              'r1nb verify answers.jsonl --out verdicts.jsonl')
+              'r1nb verify answers.jsonl --out verdicts.jsonl\n\n'
+              'r1nb verify answers.jsonl --out verdicts.jsonl --resume')
     app.command('verify', epilog=epilog)(verify_file)

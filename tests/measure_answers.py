@@ -83,7 +83,7 @@ def processor():
 
 def unmarked(items):
     "Right answers that a reward cannot pay, because nothing marks them."
-    from r1nb.answer_forms import extract
+    from r1nb.extract import extract
     return sum(r['label'] and not extract(r['answer_text'])[0] for r in items)
 
 def main(half='report', *flags):
