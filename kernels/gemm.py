@@ -115,6 +115,7 @@ def launch(
 ):                   # d, written
     "Run gemm.cu with one choice of tile."
     (G, M, K), (E, N, _) = a.shape, b.shape
+    a, b = (t if t.data_ptr() % 16 == 0 else t.clone() for t in (a, b))   # for the copy engine
     part = {1: (tile.CLUSTER, 1), 2: (1, tile.CLUSTER)}.get(tile.SHARE, (1, 1))
     maps = [tensor_map(a, (1, tile.BM//part[0], 128)), tensor_map(b, (1, tile.BN//part[1], 128)),
             tensor_map(sa, (1, 1, tile.BM), swizzle=0), tensor_map(sb, (1, 2, 4), swizzle=0)]

@@ -58,7 +58,8 @@ def append(
     import torch
     require(precision in ('bf16', 'fp8') and x.dtype == torch.bfloat16, "impl='triton' stores bf16 "
             f"tokens as bf16 or fp8: not {x.dtype} as {precision}, use impl='ref'")
-    x, N = x.contiguous(), len(slots)
+    require(all(t.is_contiguous() for t in pool.values()), 'a pool must be contiguous')
+    x, slots, N = x.contiguous(), slots.contiguous(), len(slots)
     grid = (triton.cdiv(max(N, 1), tokens),)
     if precision == 'bf16':
         width = x.shape[1]

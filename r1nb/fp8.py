@@ -64,7 +64,7 @@ def encode(
     code = code.masked_fill(x.isnan(), 0x7f)
     return (code | torch.signbit(x).int() << 7).to(torch.uint8)
 
-# %% ../nbs/21_fp8.ipynb #ec3a5337
+# %% ../nbs/21_fp8.ipynb #285fdade
 def show(
     x:float,           # any number
     f:Format=E4M3,     # how to write it
@@ -79,15 +79,34 @@ def show(
     lost = f'{abs(v - x)/abs(x):.2%} off' if x and math.isfinite(v) else ''
     return f'{x:<12g} {f.name}  0x{c:02x}  {fields:11} {means:28} = {v:<12g} {lost}'
 
+# %% ../nbs/21_fp8.ipynb #a485f018
 def explore(
     x:float=.3,        # where to start
-    live:bool=False,   # sliders, in JupyterLab; else text, which a page can hold
+    live:bool=False,   # a slider and eight switches, in JupyterLab; else text, for a page
 ):
     "Take numbers apart by hand."
     if not live: return print('\n'.join(show(x, f) for f in (E4M3, E5M2)))
-    widgets = optional('ipywidgets', 'ipywidgets')
-    where = widgets.FloatLogSlider(value=abs(x) or 1, min=-7, max=6, step=.01, description='x')
-    return widgets.interactive(lambda x: explore(x), x=where)
+    w = optional('ipywidgets', 'ipywidgets')
+    start = min(max(abs(x), 1e-7), 1e6) if x == x else 1.
+    slider = w.FloatLogSlider(value=start, min=-7, max=6, step=.01, description='x')
+    kind = w.ToggleButtons(options=[('E4M3', E4M3), ('E5M2', E5M2)])
+    bits = [w.ToggleButton(layout=w.Layout(width='3em')) for _ in range(8)]
+    said = w.HTML()
+    def read(_):       # switches -> number
+        code = sum(b.value << 7 - i for i, b in enumerate(bits))
+        for i, b in enumerate(bits):
+            field = (i > 0) + (i > kind.value.exponent)         # sign, exponent, fraction
+            b.description, b.button_style = '01'[b.value], ('danger', 'info', '')[field]
+        v = decode(torch.tensor([code], dtype=torch.uint8), kind.value).item()
+        said.value = f'<pre>{show(slider.value, kind.value)}\nthe switches: {v:g}</pre>'
+    def write(_):      # number -> switches
+        code = encode(torch.tensor([slider.value]), kind.value).item()
+        for i, b in enumerate(bits): b.value = bool(code >> 7 - i & 1)
+        read(_)
+    for b in bits: b.observe(read, 'value')
+    for control in (slider, kind): control.observe(write, 'value')
+    write(None)
+    return w.VBox([slider, kind, w.HBox(bits), said])
 
 # %% ../nbs/21_fp8.ipynb #97299021
 BLOCK, LARGEST, SMALLEST = 128, 448., 2.**-126

@@ -109,7 +109,7 @@ def grouped_ref(
         out[at] = matmul_blocks(a[at], a_scale[at], b[e], b_scale[e], out_dtype)
     return out
 
-# %% ../nbs/25_grouped_gemm.ipynb #ad0ef775
+# %% ../nbs/25_grouped_gemm.ipynb #cfd5a047
 @torch.no_grad()
 def grouped_matmul(
     a:Tensor,          # e4m3, contiguous [M,K] or masked [E,M,K]
@@ -139,7 +139,7 @@ def grouped_matmul(
     k = kernels(impl, a)
     if k is None: return grouped_ref(a, a_scale, b, b_scale, groups, out_dtype)
     run = k.masked if masked else k.contiguous
-    return run(a.contiguous(), a_scale, b.contiguous(), b_scale, groups, out_dtype)
+    return run(a.contiguous(), a_scale, b.contiguous(), b_scale, groups.contiguous(), out_dtype)
 
 # %% ../nbs/25_grouped_gemm.ipynb #a0e5d87f
 def quantize_experts(

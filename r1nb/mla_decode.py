@@ -179,7 +179,7 @@ def _check(q, cache, page_table, lengths, scale):
     require(not used or 0 <= min(used) and max(used) < len(stored[0]), f'page_table names pages '
             f'{min(used, default=0)} to {max(used, default=0)} of a cache of {len(stored[0])}')
 
-# %% ../nbs/24_mla_decode.ipynb #3faaf5fb
+# %% ../nbs/24_mla_decode.ipynb #ada29ded
 def decode(
     q:Tensor,           # [B,H,576] bf16: absorbed queries, 512 latent columns then 64 of rope
     cache,              # bf16 (pages,64,576); FP8: a tuple latent (pages,64,512), scale, rope
@@ -192,8 +192,9 @@ def decode(
     "One new token a request, over a paged latent cache (DeepSeek-V2, arXiv:2405.04434)."
     _check(q, cache, page_table, lengths, scale)
     if impl != 'ref': impl = import_module('r1nb.kernels.jit').pick(impl, q.device)
-    if impl == 'ref': return _reference(q, cache, page_table, lengths, scale)
-    H, q, x = q.shape[1], q.contiguous(), (cache, page_table.contiguous(), lengths, scale)
+    if impl == 'ref' or not q.numel(): return _reference(q, cache, page_table, lengths, scale)
+    H, q, x = q.shape[1], q.contiguous(), \
+        (cache, page_table.contiguous(), lengths.contiguous(), scale)
     if impl == 'triton': return import_module('r1nb.kernels.mla_decode_triton').decode(q, *x, plan)
     if H <= 16: return import_module('r1nb.kernels.mla_decode16').decode16(q, *x, plan)
     q = F.pad(q, (0, 0, 0, -H % 64))

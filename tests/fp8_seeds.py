@@ -1,6 +1,7 @@
 """What eight bits cost a training run, over seeds, with what must be worse beside it. Writes JSON.
 
-python tests/fp8_seeds.py --out FILE [--seeds 3] [--steps 100] [--scratch] [--arms fp32 bf16 ...]
+python tests/fp8_seeds.py --out FILE [--seeds 3] [--first 0] [--steps 100] [--scratch]
+                          [--arms fp32 bf16 ...]
 
 Two starts: the shipped base `nano`, which learns from authors of other habits than those it knows;
 or, with --scratch, random weights. Every arm of a seed starts from the same weights and reads the
@@ -94,23 +95,25 @@ def run(job):
 def main():
     p = argparse.ArgumentParser()
     p.add_argument('--out', type=Path); p.add_argument('--seeds', type=int, default=3)
+    p.add_argument('--first', type=int, default=0)
     p.add_argument('--steps', type=int, default=100); p.add_argument('--arms', nargs='*')
     p.add_argument('--scratch', action='store_true')
     p.add_argument('--workers', type=int, default=2)
     a = p.parse_args()
     final, read_plainly, curves, begun = {}, {}, {}, time.time()
-    jobs = [(arm, seed, a.steps, a.scratch) for seed in range(a.seeds) for arm in a.arms or ARMS]
+    jobs = [(arm, seed, a.steps, a.scratch) for seed in range(a.first, a.first + a.seeds)
+            for arm in a.arms or ARMS]
     with ProcessPoolExecutor(a.workers, get_context('spawn')) as pool:
         for (arm, seed, *_), (loss, plain, curve) in zip(jobs, pool.map(run, jobs)):
             final.setdefault(arm, []).append(loss)
             read_plainly.setdefault(arm, []).append(plain)
-            if seed == 0: curves[arm] = [round(x, 4) for x in curve]
+            if seed == a.first: curves[arm] = [round(x, 4) for x in curve]
             print(f'{time.time() - begun:6.0f} s  seed {seed}  {arm:16} {loss:.5f}  '
-                  f"{loss/final['fp32'][seed] - 1:+.3%}  in fp32 {plain:.5f}", flush=True)
+                  f"{loss/final['fp32'][seed - a.first] - 1:+.3%}  in fp32 {plain:.5f}", flush=True)
     gaps = {base: {arm: mean_ci([x/y - 1 for x, y in zip(xs, final[base])])
-                   for arm, xs in final.items()} for base in ('fp32', 'bf16')}
+                   for arm, xs in final.items()} for base in ('fp32', 'bf16') if base in final}
     out = dict(command='python tests/fp8_seeds.py ' + ' '.join(sys.argv[1:]), hardware=hardware(),
-               start='random weights' if a.scratch else 'nano', steps=a.steps,
+               start='random weights' if a.scratch else 'nano', steps=a.steps, first=a.first,
                tokens_read=a.steps*BATCH*T, outlier=2.**17, final=final,
                read_plainly=read_plainly, gap=gaps,
                curves=curves, seconds=round(time.time() - begun))

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 import r1nb
 from r1nb.core import R1Error
-from r1nb.fp8 import (E4M3, E5M2, decode, dequantize, dequantize_checkpoint, encode,
+from r1nb.fp8 import (E4M3, E5M2, decode, dequantize, dequantize_checkpoint, encode, explore,
                       is_stored_in_fp8, load, quantize, quantize_weight, save_fp8, show,
                       tensor_core)
 from r1nb.model import R1Config, R1Model, load as load_plain, read_tensors
@@ -266,9 +266,21 @@ def test_transformers_reads_the_same_numbers(tmp_path):
     with torch.no_grad(): a, b = theirs(ids).logits, load(folder).eval()(ids)
     assert b.std() > .5 and (a - b).abs().max() < 1e-4      # fp32, sums in another order
 
-def test_the_slider_moves():
+@pytest.mark.parametrize('x', [.3, -5., 0., 1e9, 1e-30, math.nan, math.inf])
+def test_the_explorer(x):
+    "The slider sets the switches, a switch changes the number, and nothing else moves."
     pytest.importorskip('ipywidgets')
-    from r1nb.fp8 import explore
-    w = explore(live=True)
-    w.children[0].value = 3.3
-    assert 'interactive' in type(w).__name__ and w.children[0].value == pytest.approx(3.3, rel=.05)
+    slider, kind, box, said = explore(x, live=True).children
+    code = lambda: int(''.join(b.description for b in box.children), 2)
+    for f in (E4M3, E5M2):
+        kind.value = f
+        for v in (3.3, 448., 1e6, .001):
+            slider.value = v
+            assert code() == encode(torch.tensor([slider.value]), f).item()
+            assert show(slider.value, f) in said.value
+        slider.value = 1.
+        for c in (0, 1, 0x7f, 0x80, f.top, 0xff):
+            for i, b in enumerate(box.children): b.value = bool(c >> 7 - i & 1)
+            v = decode(torch.tensor([c], dtype=torch.uint8), f).item()
+            assert code() == c and f'the switches: {v:g}' in said.value and slider.value == 1.
+    assert [b.button_style for b in box.children] == ['danger'] + ['info']*5 + ['']*2
