@@ -10,6 +10,8 @@ from r1nb.fp8 import dequantize, quantize, quantize_weight
 from r1nb.fp8_training import Recipe, fp8_linear
 from r1nb.gemm import matmul
 from r1nb.kernels import jit
+from r1nb.kv_cache import PagedCache, append
+from r1nb.mla_decode import decode
 from r1nb.roofline import error
 from r1nb.train import NANO, adamw, descend
 
@@ -103,6 +105,31 @@ def experts():
             out[impl, layout] = error(grouped_gemm.use(m, layout, impl)(ids.cuda()).cpu(), want)
     assert max(out.values()) < .2*error(want, plain) + 1e-3, out
     return f'{error(want, plain):.1e} off fp32,', {k: f'{v:.1e}' for k, v in out.items()}
+
+@check
+def strides_and_offsets():
+    "Every other element of something, and tensors that start anywhere."
+    a, b = quantize(torch.randn(70, 256)), quantize_weight(torch.randn(200, 256))
+    want = matmul(*a, *b, torch.float32)
+    off = lambda t: torch.cat([t.flatten().view(torch.uint8)[:1], t.flatten().view(torch.uint8)]
+                              ).cuda()[1:].view(t.dtype).view(t.shape)
+    for impl in ('triton', 'cuda'):
+        got = matmul(off(a[0]), a[1].cuda(), off(b[0]), b[1].cuda(), torch.float32, impl)
+        assert error(got.cpu(), want) < 3e-4, impl
+    q, cache = torch.randn(4, 16, 576).bfloat16(), torch.randn(9, 64, 576).bfloat16()
+    table = torch.randperm(8).view(4, 2).int() + 1
+    n = torch.tensor([[70, 1], [0, 1], [64, 1], [128, 1]], dtype=torch.int32)
+    want = decode(q, cache, table, n[:, 0].contiguous(), .07)
+    x, at = torch.randn(5, 576).bfloat16(), torch.tensor([3, -1, 64, 9, 127])[:, None].repeat(1, 2)
+    for impl in ('triton', 'cuda'):
+        got = decode(q.cuda(), cache.cuda(), table.cuda(), n.cuda()[:, 0], .07, impl)
+        assert error(got[0].cpu(), want[0]) < 6e-3 and not got[0][1].any(), impl
+        none = decode(q.cuda()[:0], cache.cuda(), table.cuda()[:0], n.cuda()[:0, 0], .07, impl)
+        assert none[0].shape == (0, 16, 512), impl
+        here, there = (PagedCache(2, 1, precision='fp8', device=d).pool(0) for d in ('cuda', 'cpu'))
+        append(here, at.cuda()[:, 0], x.cuda(), 'fp8', impl)
+        append(there, at[:, 0].contiguous(), x, 'fp8')
+        assert all(torch.equal(u8(here[k]), u8(there[k])) for k in here), impl
 
 # ---- what is missing ---------------------------------------------------------------------------
 def warned(impl):
