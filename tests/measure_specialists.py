@@ -1,7 +1,8 @@
 """Two specialists and their students: nbs/results/specialists.json.
 
-    python tests/measure_specialists.py OUT.jsonl careless stubborn [--seeds 0 1 2] [--scale small]
+    python tests/measure_specialists.py OUT.jsonl FAULT... [--seeds 0 1 2] [--scale small]
 
+FAULT careless, reckless or stubborn; scale `long`: the sums specialist alone, with longer books.
 A line after every student, with all that its seed and fault have so far.
     python tests/measure_specialists.py --merge nbs/results/specialists.json OUT.jsonl...
 """
@@ -12,35 +13,45 @@ from pathlib import Path
 
 WORK = ('verified', 'verified, steps too', 'routed', 'routed, verified', 'mixture')
 SIZES = dict(full={}, small=dict(n=1600, book=1200, epochs=2, batch=16, rules=WORK),
+             long=dict(n=6000),  # one teacher alone, twice the pages
              tiny=dict(n=480, book=600, epochs=2))
 
 def measure(out, fault, seed, scale):
     import torch
     import r1nb
     from r1nb.core import hardware
-    from r1nb.specialists import experiment
+    from r1nb.specialists import examine_both, experiment, specialist
     torch.set_num_threads(1)
     begun, here, assets = time.perf_counter(), hardware(), Path(r1nb.__file__).parent/'assets'
     size = SIZES[scale]
-    bases = str(assets/('nano' if scale == 'full' else 'nano-student')), str(assets/'nano-student')
+    large = 'nano' if scale in ('full', 'long') else 'nano-student'
+    bases = str(assets/large), str(assets/'nano-student')
     def log(row):
         row = row | dict(scale=scale, seconds=round(time.perf_counter() - begun, 1), hardware=here)
         with open(out, 'a') as f: f.write(json.dumps(row) + '\n')
-        print(fault, seed, [*row['students']][-1], row['seconds'], 's', flush=True)
-    experiment(*bases, fault, seed, log=log, **size)
+        print(fault, seed, [*row['students']][-1:], row['seconds'], 's', flush=True)
+    if scale != 'long': return experiment(*bases, fault, seed, log=log, **size)
+    does = examine_both(specialist(bases[0], 'sums', fault, seed, **size), seed=seed)
+    log(dict(fault=fault, seed=seed, students={}, teachers={'sums': does}))
 
 def read(path):
-    return [json.loads(s) for s in Path(path).read_text().splitlines()] if path.exists() else []
+    "Rows of a part, or of an older results file."
+    if not path.exists(): return []
+    if path.suffix != '.json': return [*map(json.loads, path.read_text().splitlines())]
+    old = json.loads(path.read_text())
+    return [r | dict(hardware=old['hardware']) for r in old['rows']]
 
 def merge(out, parts):
     from r1nb.core import write_atomic
     lines = sorted((r for p in parts for r in read(Path(p))), key=lambda r: len(r['students']))
     rows = {(r['scale'], r['fault'], r['seed']): r for r in lines}  # the fullest of each
-    was = {json.dumps(r.pop('hardware'), sort_keys=True) for r in rows.values()}
+    each = lambda x: x if isinstance(x, list) else [x]
+    was = {json.dumps(h, sort_keys=True) for r in rows.values() for h in each(r.pop('hardware'))}
     what = dict(what='two specialists, one student, by the rule that settles their conflicts',
-                command='python tests/measure_specialists.py OUT.jsonl careless stubborn; then '
-                        'careless --scale small --seeds 0 1 2 3 4 (seeds 3, 4: three rules)',
-                hardware=[*map(json.loads, was)])
+                command='python tests/measure_specialists.py OUT.jsonl careless reckless stubborn; '
+                        'then careless --scale small --seeds 0 1 2 3 4 (seeds 3, 4: three rules); '
+                        'careless --scale long',
+                hardware=[*map(json.loads, sorted(was))])
     lines = ',\n'.join(json.dumps(rows[k], separators=(',', ':')) for k in sorted(rows))
     write_atomic(out, json.dumps(what)[:-1] + ', "rows": [\n' + lines + ']}\n')
 
