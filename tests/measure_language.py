@@ -21,9 +21,12 @@ from sweep import sweep
 
 ASSETS = Path(r1nb.__file__).parent/'assets'
 BASE = LanguageConfig(steps=90, floor=.5)
-FREE, HALF = replace(BASE, language=0.), BASE.steps//2
+FREE = replace(BASE, language=0.)
+def after(n, steps=90, then=BASE): return [replace(FREE, steps=n), replace(then, steps=steps - n)]
 KINDS = {'none': [FREE], 'weight 1': [BASE], 'by lot': [replace(BASE, steps=20, by_lot=True)],
-         'later': [replace(FREE, steps=HALF), replace(BASE, steps=HALF)]}
+         'after 20': after(20), 'lot after 20': after(20, 70, replace(BASE, by_lot=True)),
+         'later': after(45), 'after 30': after(30), 'long': after(30, 120),
+         'weight .3': [replace(BASE, language=.3)]}
 HELD, DOCS, EVERY = int(os.environ.get('HELD', 500)), int(os.environ.get('DOCS', 1500)), 10
 
 def look(model, n, k, seed):
@@ -72,11 +75,15 @@ def join(out, folder):
     runs = [json.loads(f.read_text()) for f in sorted(Path(folder).glob('*-*.json'))]
     order = lambda r: (list(KINDS).index(r['kind']), r['seed'])
     runs = sorted((r for r in runs if 'end' in r), key=order)
+    pilots = [{k: r[k] for k in ('kind', 'seed', 'end')} for r in runs if r['seed'] >= 10]
+    for r in pilots: r['end'] = {k: v for k, v in r['end'].items() if k != 'samples'}
+    runs = [r for r in runs if r['seed'] < 10]
     what = dict(what='R1-Zero on a bilingual nano base, with a reward for English thoughts',
                 command='python tests/measure_language.py FOLDER, then join OUT FOLDER',
                 documents=DOCS,
                 hardware=json.loads((Path(folder)/'hardware.json').read_text()),
                 recipes={k: [asdict(c) for c in cs] for k, cs in KINDS.items()})
+    what['pilots'] = pilots  # other seeds: the design was chosen on these
     note = Path(folder)/'note.txt'
     if note.exists(): what['note'] = note.read_text().strip()
     lines = ',\n'.join(json.dumps(r, separators=(',', ':'), ensure_ascii=False) for r in runs)

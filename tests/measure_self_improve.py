@@ -18,7 +18,7 @@ from sweep import sweep
 
 ASSETS = Path(r1nb.__file__).parent/'assets'
 KINDS = {'verifier': Loop(rounds=7), 'nobody': Loop(rounds=3, keep='anything'),
-         'own verdict': Loop(rounds=3, keep='believed'),
+         'own verdict': Loop(rounds=7, keep='believed'),
          'verifier, going on': Loop(rounds=7, restart=False)}
 HELD, K = int(os.environ.get('HELD', 300)), 8
 
