@@ -162,6 +162,7 @@ class Kernel:
     "One compiled entry point, loaded on the current GPU."
     def __init__(self, file, entry, **defines):
         import torch
+        self.device = torch.cuda.current_device()
         major, minor = torch.cuda.get_device_capability()
         code = cubin(file, f'sm_{major}{minor}' + 'a'*(major >= 9), defines)
         torch.cuda.synchronize()           # makes torch's context current: the module goes there
@@ -179,6 +180,10 @@ class Kernel:
     ):
         "Launch on torch's current stream."
         import torch
+        away = next((a.device for a in args if getattr(a, 'is_cuda', 0) and
+                     a.device.index != self.device), None)
+        require(not away, f'tensors are on {away}, the current GPU is cuda:{self.device}: call '
+                f'torch.cuda.set_device("{away}") first')
         if smem > self.smem:
             call('cuFuncSetAttribute', self.function, 8, ctypes.c_int(smem)); self.smem = smem
         values = [a if isinstance(a, ctypes._SimpleCData) else as_argument(a) for a in args]

@@ -167,7 +167,7 @@ def quantize(
         if mn_major: s = s.new_zeros(s.shape[1], -(-len(s)//4)*4).t()[:len(s)].copy_(s)
     return q.view(x.shape), s if x.dim() == 2 else s.view(*x.shape[:-1], s.shape[-1])
 
-# %% ../nbs/21_fp8.ipynb #6ada2c69
+# %% ../nbs/21_fp8.ipynb #9ecbe63d
 @torch.no_grad()
 def quantize_weight(
     w:Tensor,           # [N,K] bf16 or fp32
@@ -193,9 +193,9 @@ def dequantize(
     M, C = q.numel()//max(K, 1), -(-K//BLOCK)
     rows = 1 if scale.numel() == M*C else BLOCK
     require(K and q.dtype == E4M3.dtype and scale.dtype == torch.float32 and
-            scale.numel() == -(-M//rows)*C and scale.shape[-1] == C,
-            f'{scale.dtype} scales {tuple(scale.shape)} do not fit {q.dtype} {tuple(q.shape)}: '
-            'one float32 for 1 or 128 rows by 128 columns is wanted')
+            scale.device == q.device and scale.numel() == -(-M//rows)*C and scale.shape[-1] == C,
+            f'{scale.dtype} scales {tuple(scale.shape)} on {scale.device} do not fit {q.dtype} '
+            f'{tuple(q.shape)} on {q.device}: one float32 for 1 or 128 rows by 128 columns')
     flat, s, kernels = q.reshape(M, K).contiguous(), scale.reshape(-1, C), _kernels(impl, q)
     if kernels and M: return kernels.dequantize(flat, s.contiguous(), rows, dtype).view(q.shape)
     out = _blocks(flat, rows)*s[:, None, :, None]

@@ -109,7 +109,7 @@ def slots(
     at = torch.where(inside, pos, 0)
     return torch.where(inside, page_table.long().gather(1, at//page)*page + at % page, -1)
 
-# %% ../nbs/23_kv_cache.ipynb #a36f8ba4
+# %% ../nbs/23_kv_cache.ipynb #e29e980c
 def append(
     pool:dict,      # name -> [pages,page,width], as `encode` names them
     slots:Tensor,   # [N] int64, all different; negative: drop the token
@@ -121,8 +121,9 @@ def append(
     latent = x.shape[-1] - (pool['rope'].shape[-1] if 'rope' in pool else 0)
     made, first = {n: (t.shape[-1], t.dtype) for n, t in pool.items()}, next(iter(pool.values()))
     require(made == layout(latent, x.shape[-1] - latent, precision) and slots.dtype == torch.int64
-            and slots.shape == x.shape[:-1], f'{tuple(x.shape)} as {precision} at {slots.dtype} '
-            f'{tuple(slots.shape)}: an int64 slot a token is wanted, and a pool made for that')
+            and slots.shape == x.shape[:-1] and slots.device == x.device == first.device,
+            f'{tuple(x.shape)} on {x.device} as {precision} at {slots.dtype} {tuple(slots.shape)}: '
+            f'an int64 slot a token is wanted, and a pool made for that, all on {first.device}')
     if impl != 'ref': impl = import_module('r1nb.kernels.jit').pick(impl, x.device)
     if impl != 'ref':
         file = 'r1nb.kernels.kv_append' + '_triton'*(impl == 'triton')

@@ -142,7 +142,7 @@ def test_refused(x, says):
 def test_weights_are_matrices():
     with pytest.raises(R1Error, match='matrix'): quantize_weight(torch.randn(2, 3, 4))
     q, s = quantize_weight(torch.randn(256, 300))
-    for bad in (s[:1], s.t(), s.flatten(), s.double(), s.bfloat16()):
+    for bad in (s[:1], s.t(), s.flatten(), s.double(), s.bfloat16(), s.to('meta')):
         with pytest.raises(R1Error, match='do not fit'): dequantize(q, bad)
     with pytest.raises(R1Error, match='do not fit'): dequantize(torch.zeros(256, 300), s)
 

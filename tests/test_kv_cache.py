@@ -218,6 +218,7 @@ GIVEN = dict(slots=torch.tensor([0, 1, 2]), x=torch.randn(3, 30), precision='int
     (dict(slots=torch.tensor([0, 1, 128])), 'slots .* of a pool of 2 pages of 64'),
     (dict(slots=torch.tensor([0, 1])), 'an int64 slot a token'),
     (dict(slots=torch.tensor([0, 1, 2]).int()), 'torch.int32'),
+    (dict(x=torch.randn(3, 30, device='meta')), 'on meta .* all on cpu'),
     (dict(x=torch.randn(3, 31)), 'a pool made for that'),
     (dict(precision='fp8'), 'as fp8 .* a pool made for that'),       # as wide as int8
     (dict(precision='int4'), 'made for that'), (dict(precision='bf16'), 'made for that'),
