@@ -14,7 +14,7 @@ from .core import R1Error, require
 from .endpoint import Busy, Completion
 from .tasks import Problem
 
-# %% ../nbs/38_ask.ipynb #a13f97b9
+# %% ../nbs/38_ask.ipynb #1a7c8954
 @dataclass(frozen=True)
 class Plan:
     "What every teacher is asked, and how long to insist."
@@ -33,6 +33,11 @@ class Plan:
         for k in ('n', 'max_new', 'tries', 'patience', 'shard_rows'):
             require((v := getattr(self, k)) >= 1, f'{k}={v}: at least 1')
         require(self.budget_usd >= 0, f'budget_usd={self.budget_usd}: dollars, 0 or more')
+        t = self.temperature
+        require(0 <= t < math.inf, f'temperature={t}: a number, 0 or more')
+        require(0 < self.top_p <= 1, f'top_p={self.top_p}: above 0 and at most 1')
+        require(self.n == 1 or t, f'n={self.n} at temperature 0 is {self.n} times the same '
+                'answer: ask for one, or raise the temperature')
     def want(self)->dict:
         "What goes into every request, and decides the result."
         return {k: getattr(self, k) for k in 'n max_new temperature top_p system'.split()}
@@ -108,7 +113,7 @@ def pause(
     "Full jitter under a doubling ceiling of at most a minute."
     return chance()*min(60., first*2**(k - 1))
 
-# %% ../nbs/38_ask.ipynb #56d4028b
+# %% ../nbs/38_ask.ipynb #527ef0a5
 class Lane:
     "One teacher's calls: who takes the next, who must wait, when to give up."
     def __init__(self, teacher, problems, plan, journal, purse, done, stop):
@@ -118,6 +123,7 @@ class Lane:
         self.lock, self.slots = threading.Lock(), threading.Semaphore(2*teacher.workers)
         self.done, self.stop, self.over = done, stop, threading.Event()
         self.until, self.bad, self.why, self.faults, self.weights = 0., 0, '', 0, None
+        self.last = ''  # the latest fault, in words
     def work(self):
         "A worker: take, reserve, note, ask, hand over; until there is nothing to do."
         try:
@@ -143,7 +149,7 @@ class Lane:
         return dict(lane=self, teacher=self.teacher, block=block, part=part, usd=usd, seed=seed,
                     answers=answers, why=why, seconds=time.perf_counter() - begun)
 
-# %% ../nbs/38_ask.ipynb #01e6d1e0
+# %% ../nbs/38_ask.ipynb #bc11e2aa
 def ask(
     lane:Lane,           # whose teacher
     part:list[Problem],  # what
@@ -168,5 +174,6 @@ def ask(
                    for h in (part[:len(part)//2], part[len(part)//2:])]
             return next((g for g in got if isinstance(g, str)), None) or got[0] + got[1]
         lane.faults, lane.until = lane.faults + 1, max(lane.until, time.monotonic() + wait)
+        lane.last = f'{why} (asks again in {wait:.0f} s or later)' if wait else why
         if k < lane.plan.tries: lane.stop.wait(wait + pause(k, lane.plan.pause))
     return why

@@ -231,12 +231,14 @@ def doctor(
     c = checkup()
     typer.echo(json.dumps(c, indent=1) if as_json else '\n'.join(advice(c)))
 
-# %% ../nbs/91_cli.ipynb #277a5b45
+# %% ../nbs/91_cli.ipynb #b6f055d4
 def how_to_resume(
     argv:list,  # the arguments of this run
 )->str:         # one line
     "What to type after Ctrl-C."
-    if argv[:1] != ['run']: return 'stopped'
+    files = argv[:1] in (['run-tests'], ['verify'], ['process'])
+    if argv[:1] not in (['run'], ['generate']) and not files: return 'stopped'
+    if files and not any(a.split('=')[0] == '--out' for a in argv): return 'stopped'
     again = argv if '--resume' in argv else [*argv, '--resume']
     return f'stopped; nothing is lost. Go on with: {shlex.join(["r1nb", *again])}'
 

@@ -127,10 +127,10 @@ class Verdicts:
             self.sink.close()
             if not kind: os.replace(self.part, self.out)
 
-# %% ../nbs/31_trials.ipynb #6ebf9144
-WEAK = ('WEAK SANDBOX: this machine grants no namespaces. Time and memory are limited; ', 'only the '
-        'kernel\'s filters keep programs from your files and your network.', 'programs can read every '
-        'file you can read.')
+# %% ../nbs/31_trials.ipynb #6def190e
+WEAK = ('WEAK SANDBOX: this machine grants no namespaces. Time and memory are limited; ',
+        'only the filters of the kernel keep programs from your files and your network.',
+        'programs can read every file that you can read.')
 
 def run_file(
     file:Annotated[Path, typer.Argument(metavar='FILE.jsonl', help='Fields: program, tests; or '

@@ -1,5 +1,5 @@
 """The command: problems, prices, progress, exit status."""
-import io, json, re, signal, subprocess, sys, time
+import io, json, os, re, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
 import typer
@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from r1nb import order
 from r1nb.ask import Plan
 from r1nb.core import R1Error
+from r1nb.endpoint import Busy
 from r1nb.generate import check_run, generate
 from r1nb.order import ProblemFile, Watch, outcome, read_problems
 from r1nb.traces import run_rows
@@ -112,3 +113,27 @@ def test_it_stays_light():
            'if m in sys.modules])'
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert r.stdout.strip() == '[]', r.stdout + r.stderr
+
+def test_a_plan_that_no_teacher_would_take(app, tmp_path):
+    "Said before the run, with the value; not as calls that are put aside."
+    for args, why in {('--top-p', '0'): 'top_p=0.0', ('--top-p', '2'): 'top_p=2.0',
+                      ('--temperature', 'inf'): 'temperature=inf',
+                      ('--temperature', '0'): 'n=4 at temperature 0',
+                      ('--expect', 'inf'): 'expect=inf'}.items():
+        with pytest.raises(R1Error, match=why):
+            call(app, 'task:countdown?n=5', '--teacher', 'local:nano', '--out', tmp_path/'s', *args)
+    assert not (tmp_path/'s').exists()
+
+def test_a_pipe_cannot_be_gone_through_twice(tmp_path):
+    os.mkfifo(tmp_path/'pipe')
+    for source in ('-', tmp_path/'pipe', tmp_path):
+        with pytest.raises(R1Error, match='is no file'): read_problems(str(source))
+
+def test_faults_are_told_once_and_the_last_reason_at_the_end(tmp_path):
+    class Down(Fake):
+        def ask(self, *a, **k): raise Busy('the server said: \x1b[31mno', .01)
+    out = io.StringIO()
+    plan = Plan(n=1, tries=2, pause=.01)
+    report = generate(sums(5), [Down()], tmp_path/'r', plan, watch=Watch(5, out=out))
+    assert out.getvalue().count('the server said') == 1 and '\x1b' not in out.getvalue()
+    assert 'the last because: the server said: [31mno' in outcome(report, tmp_path/'r')

@@ -1,5 +1,5 @@
 """`r1nb run-tests`: rows of every kind, broken rows, the weak sandbox by request only."""
-import json, os
+import json, os, threading
 from pathlib import Path
 import pytest, typer
 from typer.testing import CliRunner
@@ -103,3 +103,24 @@ def test_programs_of_models(tmp_path):
     assert r.exit_code == 0, r.output
     assert [bool(v['answer']) for v in verdicts(out)] == [r['passed'] for r in rows]
     assert {r['passed'] for r in rows} == {True, False}
+
+@needs_walls
+def test_a_pipe_and_a_folder_and_going_on(tmp_path):
+    "A pipe is read as it comes; a folder is refused before the work; a killed run goes on."
+    rows = [GOOD, GOOD | {'program': 'def f(x): return 0'}]*300
+    path, out = file(tmp_path, *rows), tmp_path/'out.jsonl'
+    with pytest.raises(R1Error, match='is a folder'):
+        trials.Verdicts(path, tmp_path, 'x', print, False)
+    with pytest.raises(R1Error, match='nothing|there is no'):
+        trials.Verdicts(path, out, 'x', print, True)
+    os.mkfifo(tmp_path/'pipe')
+    threading.Thread(target=lambda: (tmp_path/'pipe').write_bytes(path.read_bytes())).start()
+    assert command(tmp_path/'pipe', '--out', out).exit_code == 0
+    whole = out.read_bytes()
+    assert whole.count(b'\n') == 600
+    part = tmp_path/'again.jsonl.part'
+    for cut in (0, 1, 700, len(whole) - 3, len(whole)):
+        part.write_bytes(whole[:cut])
+        r = command(path, '--out', tmp_path/'again.jsonl', '--resume')
+        assert r.exit_code == 0 and '600 programs, 300 passed' in r.output
+        assert (tmp_path/'again.jsonl').read_bytes() == whole and not part.exists()
