@@ -284,8 +284,9 @@ def pick(
         if not why: break
         whys.append(why)
     else: name = 'ref'
-    if impl is not None and whys:
-        warnings.warn(f'impl={impl!r} cannot run here ({whys[0]}): using the next best, {name!r}')
+    if whys and (impl or str(device).startswith('cuda')):      # on a CPU, None asks for nothing else
+        warnings.warn(f'impl={impl or order[0]!r} cannot run here ({whys[0]}): '
+                      f'using the next best, {name!r}')
     return name
 
 

@@ -226,7 +226,7 @@ def table(
                     f'{p.cost.flops/p.seconds/1e12:9.1f} {p.cost.bytes/p.seconds/1e9:9.0f}')
     return '\n'.join(rows)
 
-# %% ../nbs/20_roofline.ipynb #27d71947
+# %% ../nbs/20_roofline.ipynb #5f161f00
 def plot(
     points:list,      # of Point
     ceilings:dict,    # of the machine that was timed
@@ -236,11 +236,11 @@ def plot(
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(6.2, 3.4), layout='constrained')[1]
     xs = [p.cost.intensity for p in points]
-    lo, hi = min(xs + [1])/2, max(xs + [1000])*2
-    for i, kind in enumerate(k for k in WIDTH if k in ceilings):
-        knee = ceilings[kind]/ceilings['copy']
-        y = [min(x*ceilings['copy'], ceilings[kind])/1e12 for x in (lo, knee, max(hi, knee))]
-        ax.plot([lo, knee, max(hi, knee)], y, '-k', lw=1, alpha=.5)
+    knees = {k: ceilings[k]/ceilings['copy'] for k in WIDTH if k in ceilings}
+    lo, hi = min([x for x in xs if x] + [*knees.values()])/2, max([*xs, *knees.values()])*5
+    for kind, knee in knees.items():
+        y = [min(x*ceilings['copy'], ceilings[kind])/1e12 for x in (lo, knee, hi)]
+        ax.plot([lo, knee, hi], y, '-k', lw=1, alpha=.5)
         ax.text(hi, y[-1], f'{kind} {y[-1]:.0f}', ha='right', va='bottom', size=7)
     for i, p in enumerate(points):
         x, top, y = p.cost.intensity, p.cost.flops/predict(p.cost, ceilings), p.cost.flops/p.seconds

@@ -44,10 +44,10 @@ def ask(impl, order=ORDER):
     (dict(capability=(9, 4), hip='6.0'), 'ref', 'not from NVIDIA')])
 def test_the_next_best_and_one_line(gpu, machine, runs, why):
     gpu(**machine)
-    assert ask(None) == (runs, [])                    # nobody asked for anything: nothing is said
     assert ask('ref') == ('ref', [])
     name, said = ask('cuda')
     assert name == runs and len(said) == (why is not None)
+    assert ask(None) == (name, said)                  # the fastest was meant
     for line in said:
         assert why in line and f"using the next best, '{runs}'" in line and '\n' not in line
 
@@ -65,6 +65,9 @@ def test_no_gpu_and_nonsense(gpu):
     gpu()
     with pytest.warns(UserWarning, match='the tensors are on cpu.*ref'):
         assert jit.pick('cuda', 'cpu') == 'ref'
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert jit.pick(None, 'cpu') == jit.pick(None, torch.device('cpu')) == 'ref'
     for impl, order in (('fast', ORDER), ('triton', ('cuda', 'ref'))):
         with pytest.raises(R1Error, match=f"'{impl}' is none of {', '.join(order)}"):
             jit.pick(impl, 'cpu', order)
