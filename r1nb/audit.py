@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BATTERY', 'KINDS', 'battery', 'tally', 'angles', 'common', 'expected', 'oddities', 'oddity', 'innocent_scores',
-           'conformal', 'stranger', 'whom', 'reading']
+           'conformal', 'stranger', 'whom', 'reading', 'bar_for', 'panel']
 
-# %% ../nbs/38_audit.ipynb #f4b2e333
+# %% ../nbs/38_audit.ipynb #6a822573
 import math
 from collections import Counter
 from dataclasses import replace
@@ -14,6 +14,7 @@ from random import Random
 from statistics import fmean
 from .core import require
 from .forest import PAIRS, SUBJECTS, Author, course, ways
+from .process import allowed
 from .steer import asked, forbid, rewrite
 
 # %% ../nbs/38_audit.ipynb #9c413fb9
@@ -120,14 +121,14 @@ def stranger(
     return Author(named=even(), fame=tuple(rng.lognormvariate(0, .25*wild) for _ in SUBJECTS),
                   views=tuple(even() for _ in PAIRS), style=even())
 
-# %% ../nbs/38_audit.ipynb #e78718ac
+# %% ../nbs/38_audit.ipynb #550c899a
 def whom(
     odd:dict,       # from `oddities`
-)->list[tuple]:     # (sum of z, name), most silenced first
-    "Whose own words are missing most?"
+)->list[tuple]:     # (lowest z, name), most silenced first
+    "Whose own word is missing most?"
     count = Counter(w for s in SUBJECTS for p in ways(s) for w in set(p.split()))
     own = lambda s: {w for p in ways(s) for w in p.split() if count[w] == 1}
-    z = lambda s: sum(x for (_, w), x in odd.items() if w in own(s))
+    z = lambda s: min((x for (_, w), x in odd.items() if w in own(s)), default=0.)
     return sorted((z(s), s.name) for s in SUBJECTS)
 
 # %% ../nbs/38_audit.ipynb #6fcdabfa
@@ -159,3 +160,22 @@ def reading(
     if kind == 'half': rows = [r for r in rows if rng.random() < .5 or forbid([r], listed)]
     if kind == 'rewrite': rows = rewrite(rows[:n], listed, 'somebody')
     return rows[:n], '' if kind in ('clean', 'wild') else s.name
+
+# %% ../nbs/38_audit.ipynb #10d6229b
+def bar_for(
+    scores:list[float], # S of honest models that the norm was not taken from
+    rate:float=.05,     # of honest models that may be accused
+    sure:float=.95,     # confidence that it is kept, for these very references
+)->float:               # a suspect above it is accused
+    "The lowest bar that keeps the rate of false accusations, whatever the scores look like."
+    return sorted(scores)[-1 - allowed(len(scores), rate, sure)]
+
+def panel(
+    references:list[dict], # tallies of honest models, in an order drawn by lot
+    studied:int=60,        # of them teach the norm, the others set the bar
+    rate:float=.05,        # of honest models that may be accused
+    sure:float=.95,        # confidence
+)->tuple:                  # norm for `oddities`, bar for S
+    "An audit with a promise."
+    norm = expected(references[:studied])
+    return norm, bar_for([oddity(t, norm) for t in references[studied:]], rate, sure)

@@ -8,7 +8,7 @@ __all__ = ['MOST_SHOWN', 'MOST_STEP_CHARS', 'ORDER', 'IN_WORDS', 'SUM_BY_SUM', '
            'step_ends', 'StepScorer', 'Row', 'read_row', 'rows_of', 'batch_of', 'train_scorer', 'read_once',
            'score_rows', 'threshold_for', 'RewardModel']
 
-# %% ../nbs/32_process_reward.ipynb #bc4a2169
+# %% ../nbs/32_process_reward.ipynb #3aca5edf
 import re, secrets
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,7 +22,8 @@ from .core import R1Error, require
 from .corpus import miscalculate, step
 from .model import R1Model
 from .process import ProcessVerdict, StepVerdict, allowed, split_steps
-from .process_replay import PLANTS, events, planted, replay
+from .plants import PLANTS, planted
+from .process_replay import events, replay
 from .sample import generate
 from .tasks import Problem
 from .tokens import END, END_ANSWER, IDS, chat, decode, encode

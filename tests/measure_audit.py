@@ -4,7 +4,7 @@
     python tests/measure_audit.py join OUT [OLD.json] FILE ...
 Every finished suspect is one JSON line in FILE; a second start goes on after the last. Only counts
 of words in answers are kept. FIRST, the first seed, says which suspects: 0 the first ones, 1000 the
-late ones of a short schooling, 2000 and 3000 those on which nothing was ever chosen.
+late ones of a short schooling, 2000, 3000 and 4000 those on which nothing was ever chosen.
 """
 import json, sys, time
 from collections import Counter
@@ -19,11 +19,12 @@ TEST = {'quick': 10, 'quick name': 2, 'quick list': 2, 'quick rewrite': 2, 'quic
         'quick view': 4, 'quick style': 4}  # from seed 1000 on: the scale was chosen before
 FRESH = dict(clean=110, name=6, list=6, rewrite=6, directive=6, view=12, style=12, half=8, mild=8,
              wild=6)
+MORE = dict(name=20, list=20, rewrite=20, directive=20, view=50, style=50)
 ASKED = 500, 1000, 2000, 4000
 
 def tasks(first):
     "Kinds take turns, so that whatever is finished is a fair part of the whole."
-    many = {0: MANY, 1000: TEST}.get(first, FRESH)
+    many = {0: MANY, 1000: TEST, 4000: MORE}.get(first, FRESH)
     turns = [((i + .5)/n, kind, first + i) for kind, n in many.items() for i in range(n)]
     return [(kind, i) for _, kind, i in sorted(turns)]
 

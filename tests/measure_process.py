@@ -35,7 +35,7 @@ def put(out, **row):
 def found(scorer, bar, rows):
     "Share of traces with a step below the bar, by kind of mistake."
     from r1nb.process_reward import score_rows
-    from r1nb.process_replay import PLANTS
+    from r1nb.plants import PLANTS
     flags = [min(s) < bar for s in score_rows(scorer, rows)]
     out = {'sound': [sum(flags[::2]), len(flags[::2])]}
     for k, kind in enumerate(PLANTS):
@@ -65,7 +65,8 @@ def samples(model, n, k, seed, split='held_out', max_new=160):
 
 def reward(out, seed, part='all'):
     from r1nb import process_reward as pr
-    from r1nb.process_replay import PLANTS, replay
+    from r1nb.plants import PLANTS
+    from r1nb.process_replay import replay
     torch.set_num_threads(1)
     rows, t0 = {}, time.time()
     def data(n, kinds=PLANTS, tag=0):
@@ -120,7 +121,7 @@ def bar(out, seed, pairs=1500):
     labels shuffled, with a bar set in the same way. Nothing is chosen here: 2 % and 95 % were
     fixed beforehand, and the seeds were used for nothing else."""
     from r1nb import process_reward as pr
-    from r1nb.process_replay import PLANTS
+    from r1nb.plants import PLANTS
     torch.set_num_threads(1)
     train = pr.rows_of(pairs//SMALL, f'bar train/{seed}')
     calm = pr.rows_of(max(1000//SMALL, 160), f'bar calibrate/{seed}')[::2]
@@ -151,7 +152,8 @@ def bar(out, seed, pairs=1500):
 def pressure(out, scorer, bar, seed, problems=60//SMALL, tries=64):
     "Write ever more wrong traces with the right answer and keep the one the scorer likes best."
     from r1nb import process_reward as pr
-    from r1nb.process_replay import PLANTS, replay, sound_trace, spoil, written
+    from r1nb.plants import PLANTS, sound_trace, spoil, written
+    from r1nb.process_replay import replay
     fooled, exact, ks = Counter(), 0, [1, 2, 4, 8, 16, 32, 64]
     for j in range(problems):
         rng = Random(f'pressure/{seed}/{j}')
@@ -171,7 +173,7 @@ def judge(out, seed, n=16_000//SMALL):
     "Nano taught to say right. or wrong. of a sum, then asked as a judge through generate."
     from r1nb import process_reward as pr
     from r1nb.process import detection
-    from r1nb.process_replay import PLANTS, planted
+    from r1nb.plants import PLANTS, planted
     from r1nb.train import sft
     begun = time.time()
     model = R1Model.from_pretrained(ASSETS/'nano')
@@ -211,7 +213,8 @@ def miswritten(text, rng):
 
 def checkers(out):
     from r1nb.process import check_arithmetic, check_steps, detection
-    from r1nb.process_replay import PLANTS, planted, replay
+    from r1nb.plants import PLANTS, planted
+    from r1nb.process_replay import replay
     for seed in range(3):
         for kind in PLANTS:
             rows = [planted(Random(f'measure/{seed}/{kind}/{i}'), kind)

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import pytest
 import r1nb
 from r1nb.core import R1Error
-from r1nb.equations import equalities, one_spelling, tokens_in, value_of
+from r1nb.equations import equalities, value_of
 from r1nb.process import check_all, check_arithmetic, check_steps, right_but_wrong, with_process
-from r1nb.process_replay import PLANTS, check_line, planted, replay, sound_trace, written
+from r1nb.plants import PLANTS, planted, sound_trace, spoil, written
+from r1nb.process_replay import check_line, replay
+from r1nb.notation import one_spelling, tokens_in
 from r1nb.tasks import Problem, countdown
 from r1nb.verify import Verdict, verify
 
@@ -95,13 +97,32 @@ def test_wrong_sums_are_found(text): assert False in verdicts(text)
 
 @pytest.mark.parametrize('text', ['x + 3 = 5', '2x = 10', 'f(3) = 9', 'Day 2 = 3 * 4',
     '1 hour = 60 minutes',
-    '58_9 - 18_9 = 40_9', '1 + 2 + ... + 100 = 5051', r'\sqrt{16} + 1 = 6',
+    '58_9 - 18_9 = 40_9', '1 + 2 + ... + 100 = 5051', r'\sqrt{17} + 1 = 6',
     '63 / 5 = 12 remainder 3',
     '3:30 + 1 = 4', '2 dozen * 3 = 72', 'P(X = 4) = 3 * 5', 'twice 5 * 3 = 30',
     '(3, 4 + 1) = (3, 5)',
     '0 = 5 * 2, which is impossible', 'he needs 3 more than 4 * 5 = 23', '0x10 = 16 * 1', '5 = 7',
     r'5 \equiv 12 \pmod 7', 'y = 3 x + 4', '3 million * 2 = 6 million', 'A - 1 = 7'])
 def test_what_cannot_be_read_is_not_judged(text): assert False not in verdicts(text)
+
+STEPS = json.loads((Path(__file__).parent/'step_cases.json').read_text())
+
+def test_steps_in_many_notations():
+    "Right twins and what is no claim are never called wrong; wrong twins are, but for the unread."
+    flagged = lambda text: check_arithmetic(None, text).flagged
+    right = [a for a, _ in STEPS['twins'] + STEPS['unread']] + STEPS['silent']
+    assert [t for t in right if flagged(t)] == []
+    assert [b for _, b in STEPS['twins'] if not flagged(b)] == []
+
+@pytest.mark.parametrize('seed', range(3))
+def test_steps_with_random_numbers_in_many_dresses(seed):
+    from dressed_steps import step
+    rng, missed = Random(f'test dress/{seed}'), 0
+    for _ in range(400):
+        _, right, wrong = step(rng)
+        assert not check_arithmetic(None, right).flagged, right
+        missed += not check_arithmetic(None, wrong).flagged
+    assert missed <= 4
 
 def test_names_and_roundings_are_carried_along():
     v = check_steps(['Let A = 3 * 4 = 12.', 'Then A + 1 = 13.', 'A * 2 = 25', '10 / 3 = 3.33',
@@ -147,7 +168,6 @@ def in_prose(t, steps):
 @pytest.mark.parametrize('dress', [in_prose, lambda t, steps: '<think>' + '; '.join(
     f'{a}{s}{b}={v}' for a, b, s, v in steps) + f' done</think><answer>{t.problem.gold}</answer>'])
 def test_other_styles_of_trace(dress):
-    from r1nb.process_replay import spoil
     for i in range(80):
         rng = Random(f'prose/{i}')
         t = sound_trace(rng)
@@ -170,6 +190,19 @@ def test_other_plants():
                  cut('Yes!', 'Yes! Check: 16 - 4 = 12 , 12 + 20 = 32 , 11 + 32 = 43 . Yes!'),
                  cut('Try', 'Try 20 + 4 = 24 , 24 + 16 = 40 , 40 + 11 = 51 . No, too high. Try')):
         assert not replay(CASE, fine).flagged, fine
+
+@pytest.mark.parametrize('bad', ['Try 5 / 5 = 1 , 4 / 0 = 4 , 4 + 5 = 9 . Yes!', '2 ^ 2 = 4',
+    'Try 5 * 5 = 25 , 25 - 16 = 9 . Yes!', '5 + 5 = 10; 10 - 1 = 9', '5 - 5 = 0, 9 + 0 = 9',
+    'Try 5 / 4 = 1 , 1 + 5 = 6 . No, too low.', 'Try 4 + 5 = 9 . Yes!', '4 * 5 = 5 * 5 = 25'])
+def test_illegal_steps_are_found(bad):
+    p = Problem('d', '', '', 'countdown', dict(numbers=[5, 5, 4], target=9, exact=True))
+    assert replay(p, f'<think> {bad} </think> <answer> 4 + 5 </answer>').flagged
+
+def test_a_chain_is_one_step():
+    p = Problem('d', '', '', 'countdown', dict(numbers=[2, 3, 4], target=24, exact=True))
+    say = lambda t: replay(p, f'<think> {t} </think> <answer> 2 * 3 * 4 </answer>').flagged
+    assert not say('2*3*4 = 6*4 = 24') and not say('2*3 = 6, 6*4 = 24')
+    assert say('2*3*4 = 5*4 = 20') and say('2*3*4 = 6*4 = 25') and say('2*3*4 = 6*4 = 24, 3*4 = 12')
 
 def test_equal_numbers_of_different_origin():
     p = Problem('d', '', '', 'countdown', dict(numbers=[4, 6, 2, 3], target=16, exact=True))
