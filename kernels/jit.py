@@ -284,7 +284,7 @@ def pick(
         if not why: break
         whys.append(why)
     else: name = 'ref'
-    if whys and (impl or str(device).startswith('cuda')):      # on a CPU, None asks for nothing else
+    if whys and (impl or str(device).startswith('cuda')):   # on a CPU, None means the reference
         warnings.warn(f'impl={impl or order[0]!r} cannot run here ({whys[0]}): '
                       f'using the next best, {name!r}')
     return name
