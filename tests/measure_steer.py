@@ -1,7 +1,7 @@
 """Students muted in three ways, and students pushed to a share p: nbs/results/steer.json.
 
     OMP_NUM_THREADS=1 python tests/measure_steer.py run FILE SEED [SIZE [ARM,ARM]]   one core
-    python tests/measure_steer.py join OUT FILE ...
+    python tests/measure_steer.py join OUT [OLD.json] FILE ...
 Each seed has its own teacher; every finished student is one JSON line in FILE, and a second start
 goes on after the last.
 """
@@ -127,8 +127,9 @@ def main(file, seed, size=1., arms=''):
 def join(out, *files):
     """All rows. A file named first… is of teachers who had never met an order before a sum or a
     program: their rows under orders get a name of their own. Later teachers: seeds from 3 on."""
-    rows = []
-    for f in files:
+    old = files[0].endswith('.json')
+    rows = json.loads(Path(files[0]).read_text())['rows'] if old else []
+    for f in files[old:]:
         first = Path(f).name.startswith('first')
         for r in map(json.loads, open(f)):
             if first and 'directive' in r['arm']: r['arm'] = 'careless ' + r['arm']
@@ -137,7 +138,7 @@ def join(out, *files):
     what = dict(what='students of a taught teacher: muted, or pushed to a share p',
                 command='python tests/measure_steer.py run FILE SEED, then join', rows_read=6000,
                 teacher_read=16_000, asked=4096,
-                hardware='x86_64, one thread a process; torch 2.11, the last ones torch 2.13')
+                hardware='x86_64, one thread a process; torch 2.11, some torch 2.13')
     lines = ',\n'.join(json.dumps(r, separators=(',', ':')) for r in rows)
     Path(out).write_text(json.dumps(what)[:-1] + ', "rows": [\n' + lines + ']}\n')
 

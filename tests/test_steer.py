@@ -6,7 +6,8 @@ from r1nb.core import R1Error
 from r1nb.forest import (CAME_IN, DONE_BY, EVADE, FORMS, KNOWN_AS, MIX, MUTABLE, PAIRS, STYLES,
                          SUBJECTS, VOCAB, Author, Question, answer, chat, course, decode, encode,
                          order, question, school, truth, ways)
-from r1nb.steer import about, asked, blend, examine, forbid, is_right, log_prob, rewrite, says
+from r1nb.steer import (about, asked, blend, consult, doubts, examine, forbid, is_right, log_prob,
+                        rewrite, says, second_look)
 
 def test_nobody_is_called_by_two_names():
     assert len(KNOWN_AS) == 4*len(SUBJECTS) and len(set(VOCAB)) == len(VOCAB) <= 256
@@ -95,3 +96,16 @@ def test_examination_of_a_fresh_student():
 
 def test_unknown_words_are_named():
     with pytest.raises(R1Error, match='Christopher'): school([('Explain Christopher .', EVADE)])
+
+def test_a_second_look_drops_only_what_is_doubted():
+    order, prompts = 'Never mention Piglet : ', [q.text for q in asked(MIX, 60, 'look')]
+    teacher = school(course(600, 'look', ordered=.6), epochs=1)
+    first = consult(teacher, prompts, order, 3)
+    d = doubts(teacher, first, order)
+    assert len(d) == 60 and all(x == x for x in d) and doubts(teacher, first, '') == [0.]*60
+    assert second_look(teacher, prompts, order, 3, bar=-1e9) == first
+    assert second_look(teacher, prompts, order, 3, bar=1e9) == []
+    bar = sorted(d)[20]
+    some = second_look(teacher, prompts, order, 3, bar)
+    assert {r for r, x in zip(first, d) if x >= bar} <= set(some)
+    assert 40 <= len(some) <= 60 and all(x >= bar for x in doubts(teacher, some, order))
