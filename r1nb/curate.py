@@ -6,7 +6,7 @@
 __all__ = ['HEAD', 'draw', 'Work', 'decide', 'Count', 'write', 'curate', 'survey', 'spread', 'summary', 'grid', 'readme',
            'read_ratio', 'curate_files', 'join']
 
-# %% ../nbs/34_curate.ipynb #3618033c
+# %% ../nbs/34_curate.ipynb #53135306
 import json, sys, tempfile
 from array import array
 from collections import Counter
@@ -19,8 +19,10 @@ import typer
 from .core import Stage, on_disk, require, sha256, write_atomic
 from .dedup import SHUFFLES, Exam, fingerprint, repeats, row_signature, stir, twins, words
 from .filters import SMALL, WRITES
-from .rows import FILTERS, Rules, Sink, as_row, examine, features, problems_in, rows_in
+from .rows import (FILTERS, Rules, Sink, as_row, examine, features, holding, lasting,
+                       problems_in, rows_in)
 from .safety import safety
+from .trials import Progress
 
 # %% ../nbs/34_curate.ipynb #cadd6f34
 def draw(
@@ -145,7 +147,7 @@ def write(
                 tick()
     return count
 
-# %% ../nbs/34_curate.ipynb #c1548f40
+# %% ../nbs/34_curate.ipynb #52294a19
 def curate(
     files:list,          # reasoning rows: .jsonl, .parquet, or folders of `r1nb generate`
     out,                 # folder for train, rejected, README.md and card.json
@@ -158,17 +160,19 @@ def curate(
     tick=lambda: None,   # called twice a row
 )->dict:                 # the card
     "Judge, deduplicate, mix and write; run again on the same files it does nothing."
-    both = [(k, Path(f)) for k, fs in (('reasoning', files), ('general', general)) for f in fs]
+    both = [(k, lasting(f)) for k, fs in (('reasoning', files), ('general', general)) for f in fs]
     require(both, 'no files: name at least one')
+    require(not ratio or general, 'a mix needs rows of both kinds: name the other with --general')
     rules = replace(rules, form=survey(files) if rules.form == 'auto' else rules.form)
     name = getattr(rules.safety, '__name__', None)
     inputs = [dict(file=p.name, kind=k, sha256=sha256(p)) for k, p in both]
     exams = [dict(file=Path(p).name, sha256=sha256(p)) for p in against]
+    exam = Exam([t for f in against for t in problems_in(f)]) if against else None
     stage = Stage(out, dict(inputs=inputs, against=exams, rules=asdict(replace(rules, safety=name)),
                             ratio=ratio, repeat=repeat, seed=seed), resume=True)
     if stage.done: return stage.card
-    exam = Exam([t for f in against for t in problems_in(f)]) if against else None
-    with on_disk(stage.path), tempfile.TemporaryDirectory(dir=stage.path) as folder:
+    with holding(stage.path), on_disk(stage.path), \
+            tempfile.TemporaryDirectory(dir=stage.path, prefix='.work-') as folder:
         work = Work(Path(folder))
         for kind, path in both: work.judge(kind, path, rules, exam, tick)
         fate = decide(work, ratio, repeat, seed)
@@ -221,15 +225,12 @@ def summary(
                    memory_bytes_per_row=memory/n),
         files={k: dict(file=s.path.name, sha256=sha256(s.path)) for k, s in sinks.items()})
 
-# %% ../nbs/34_curate.ipynb #25691099
+# %% ../nbs/34_curate.ipynb #a7482882
 HEAD = """---
 configs:
 - config_name: default
   data_files:
-  - split: train
-    path: {train}
-  - split: rejected
-    path: {rejected}
+{splits}
 {features}
 ---
 # Data card
@@ -240,7 +241,7 @@ Tokens kept: {tokens_kept:,} of {tokens_all:,}; {saved:.1%} need not be trained 
 Mix: {reasoning:,} reasoning rows, {general:,} general ones{wanted}.
 """
 
-# %% ../nbs/34_curate.ipynb #dafc9357
+# %% ../nbs/34_curate.ipynb #3410765c
 def grid(
     head:list,  # names of columns
     rows:list,  # lists of values
@@ -256,7 +257,9 @@ def readme(
     "The data card for people."
     f, t = c['files'], c['tokens']
     ratio = '' if not c['ratio'] else ', asked for {:g} : {:g}'.format(*c['ratio'])
-    text = HEAD.format(**c | dict(train=f['train']['file'], rejected=f['rejected']['file'],
+    splits = '\n'.join(f'  - split: {k}\n    path: {f[k]["file"]}' for k, n in  # none without rows:
+                       (('train', c['written']), ('rejected', c['rejected'])) if n)  # unreadable
+    text = HEAD.format(**c | dict(splits=splits, train=f['train']['file'], rejected=f['rejected']['file'],
         rejected_rows=c['rejected'], features=features(),
         share=c['kept']/max(1, c['rows']), tokens_kept=t['kept'],
         tokens_all=t['all'], saved=t['saved'], wanted=ratio))
@@ -285,7 +288,7 @@ def read_ratio(
     require(all(0 < x < 1e12 for x in parts), f'mix {mix!r:.40}: give two numbers above 0, as 3:1')
     return parts
 
-# %% ../nbs/34_curate.ipynb #d0413ebe
+# %% ../nbs/34_curate.ipynb #0ad7deb3
 def curate_files(
     files:Annotated[list[Path], typer.Argument(metavar='FILE...', help='Reasoning rows: .jsonl, '
         '.parquet, or folders of r1nb generate.')],
@@ -305,17 +308,17 @@ def curate_files(
 ):
     "Filter, deduplicate, decontaminate and mix traces; writes a data set with a card."
     rules = Rules(language, least, most, form, keep_wrong, safety if safe else None)
-    for f in (*files, *(general or ()), *(against or ())):
-        require(f.exists(), f'{f}: there is no such file or folder: check the path')
+    for f in (*files, *(general or ()), *(against or ())): lasting(f)
     require(language in {'', *SMALL, *WRITES}, f'language {language!r} is unknown: choose from '
             f'{" ".join(sorted({*SMALL, *WRITES}))}')
     total = sum(1 for f in (*files, *(general or ())) for _ in rows_in(f))
-    with typer.progressbar(length=2*total, label='curate', file=sys.stderr,
-                           hidden=not sys.stderr.isatty()) as bar:
+    with Progress('curate', 2*total, 'rows') as bar:
         card = curate(files, out, general or (), against or (), rules,
-                      read_ratio(mix) if mix else None, repeat, seed, lambda: bar.update(1))
+                      read_ratio(mix) if mix else None, repeat, seed, bar.step)
     bad = ', '.join(f'{k} {v["rejected"]}' for k, v in card['filters'].items() if v['rejected'])
     typer.echo(f'{card["rows"]} rows, {card["kept"]} kept, rejected: {bad or "none"}')
+    if mix and not (card['reasoning'] and card['general']):
+        typer.echo(f'mix {mix}: only one kind of rows was left, so nothing was drawn')
     typer.echo(f'card: {out/"README.md"}')
 
 def join(

@@ -601,3 +601,52 @@ def test_real_rows_are_not_rejected():
         said = [json.loads(l) for l in open(DATA / file)][::5]
         for f in (language, repetition):
             assert sum(bool(f(r['solution'])) for r in said) <= most
+
+# ---- the command's edges ---------------------------------------------------------------------
+def test_a_mistake_leaves_the_folder_free(tmp_path):
+    "A wrong form, an empty exam or a mix of one kind is refused before the folder has a config."
+    f, empty = tmp_path/'a.jsonl', tmp_path/'empty.jsonl'
+    f.write_text(''.join(json.dumps(dict(prompt=f'What is {i}?', response=f'It is {i}, I think.'))
+                         + '\n' for i in range(9)))
+    empty.write_text('')
+    with pytest.raises(R1Error, match="form 'blah'"): Rules(form='blah')
+    with pytest.raises(R1Error, match='both kinds'): curate([f], tmp_path/'o', ratio=(3, 1))
+    with pytest.raises(R1Error, match='no problems'): curate([f], tmp_path/'o', against=[empty])
+    os.mkfifo(tmp_path/'pipe')
+    with pytest.raises(R1Error, match='is no file'): curate([tmp_path/'pipe'], tmp_path/'o')
+    with pytest.raises(R1Error, match='none that r1nb generate'): curate([tmp_path], tmp_path/'o')
+    assert not (tmp_path/'o'/'card.json').exists()
+    assert curate([f], tmp_path/'p')['kept'] == 9
+
+def test_a_killed_run_leaves_nothing_behind(tmp_path):
+    "kill -9 in the middle; the second run ends with the same bytes and no work folder."
+    f = tmp_path/'a.jsonl'
+    f.write_text(''.join(json.dumps(dict(prompt=f'What is {i} and {i*i}?',
+        response=f'We know that it is {i} because {i*7} is {i*i*3} here.')) + '\n'
+                         for i in range(3000)))
+    text = f'from r1nb.curate import curate; print("on", flush=True); curate([{str(f)!r}], ' \
+           f'{str(tmp_path/"o")!r})'
+    env = os.environ | dict(PYTHONPATH=str(Path(__file__).parent.parent))
+    p = subprocess.Popen([sys.executable, '-c', text], stdout=subprocess.PIPE, env=env)
+    p.stdout.readline()
+    for _ in range(400):
+        if list((tmp_path/'o').glob('.work-*')): break
+        time.sleep(.01)
+    with pytest.raises(R1Error, match='in use'): curate([f], tmp_path/'o')
+    p.kill(), p.wait()
+    a, b = curate([f], tmp_path/'o'), curate([f], tmp_path/'fresh')
+    assert a['files'] == b['files'] and not list((tmp_path/'o').glob('.work-*'))
+
+@pytest.mark.parametrize('keep', ['all', 'none'])
+def test_a_side_without_rows_loads(tmp_path, keep):
+    "Nothing rejected, or nothing kept: `datasets` opens what there is."
+    load = pytest.importorskip('datasets').load_dataset
+    f = tmp_path/'a.jsonl'
+    f.write_text(''.join(json.dumps(dict(prompt=f'What is {i}?', response=f'It is {i}, I think.'
+                                         if keep == 'all' else '')) + '\n' for i in range(9)))
+    card = curate([f], tmp_path/'o')
+    assert card['kept'] == (9 if keep == 'all' else 0)
+    found = load(str(tmp_path/'o'), cache_dir=str(tmp_path/'cache'))
+    split = 'train' if keep == 'all' else 'rejected'   # a split without rows is not named
+    assert {k: v.num_rows for k, v in found.items()} == {split: 9}
+    assert found[split].features["filters"] and len(list((tmp_path/"o").glob("*.parquet"))) == 2
