@@ -8,11 +8,12 @@ looked at while thresholds were chosen; only they are used here. One planted row
 
 import json, os, random, re, sys, time
 from collections import defaultdict
+from difflib import SequenceMatcher
 from pathlib import Path
 import numpy as np
 from plant import BREAKS, broken, disguised, looping, mixed, other_numbers, reworded
 from r1nb.core import hardware
-from r1nb.dedup import Exam, code, fingerprint, leaked, repeats, row_signature, twins
+from r1nb.dedup import FIGURE, Exam, code, fingerprint, leaked, repeats, row_signature, twins
 from r1nb.filters import form, language, length, repetition
 
 DATA = Path(os.environ.get('R1NB_DATA', '../shared/data'))
@@ -110,6 +111,21 @@ def duplicates(clean, rng, n):
     return found
 
 
+def cut(text, share):
+    "The first or (negative) the last words of a text."
+    ws = text.split()
+    n = round(abs(share) * len(ws))
+    return ' '.join(ws[:n] if share > 0 else ws[-n:])
+
+
+def looks(a, b):
+    "How alike two problems are letter by letter, numbers alike; knows nothing of words."
+    a, b = (
+        re.sub(r'\d+', '0', re.sub(r'\s|[$,.]', '', FIGURE.sub(' ', t).lower())) for t in (a, b)
+    )
+    return SequenceMatcher(None, a, b, autojunk=False).ratio()
+
+
 def exams(rng, n):
     sets = {
         'GSM8K test': ('gsm8k/test.jsonl', 'gsm8k/train.jsonl'),
@@ -130,12 +146,20 @@ def exams(rng, n):
             '5 % of words': lambda t: reworded(rng, t, 0.05),
             '10 % of words': lambda t: reworded(rng, t, 0.1),
             '15 % of words': lambda t: reworded(rng, t, 0.15),
-            'first two thirds': lambda t: ' '.join(t.split()[: round(0.67 * len(t.split()))]),
+            '20 % of words': lambda t: reworded(rng, t, 0.2),
+            'first two thirds': lambda t: cut(t, 0.67),
+            'last two thirds': lambda t: cut(t, -0.67),
+            'first half': lambda t: cut(t, 0.5),
             'other numbers': lambda t: other_numbers(rng, t),
+            'other numbers, 10 %': lambda t: other_numbers(rng, reworded(rng, t, 0.1)),
+            'formulas respaced': lambda t: re.sub(r'\s*([=+\-<>{}])\s*', r'\1', t.lower()),
+            'sentences reversed': lambda t: '. '.join(t.split('. ')[::-1]),
             'in the response': lambda t: f'Okay, so the question says: {t} Let me think.',
         }
+        flagged = [(p, items[w[1]]) for p in fresh if (w := leaked(exam, p))]
         out[name] = dict(
-            false=sum(leaked(exam, p) is not None for p in fresh),
+            false=len(flagged),
+            copies=sum(looks(p, t) >= 0.8 for p, t in flagged),
             clean=len(fresh),
             kinds={
                 k: share(

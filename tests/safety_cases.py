@@ -2,7 +2,9 @@
 
 open, acts, ends, benign were looked at while the word list was written. last_bad and last_good were
 written after it and read once; then the training sentences were widened, so both count as seen.
-final_bad and final_good were written last and never used for anything but the report.
+final_bad and final_good were written after that and never trained on; their misses were read once,
+before the reader learnt kinds of words. free_bad and free_good were written before that reader was
+first run, and are for the report alone.
 """
 import json, random
 from pathlib import Path
@@ -34,7 +36,7 @@ def cases(seed, n):
     return [disguise(rng, s) if i % 3 == 0 else s for i, s in enumerate(bad)], ALL['benign']
 
 def written(name):
-    "'last' or 'final': written sentences, every third unsafe one disguised."
+    "'last', 'final' or 'free': written sentences, every third unsafe one disguised."
     rng = random.Random(name)
     bad = [disguise(rng, s) if i % 3 == 0 else s for i, s in enumerate(ALL[f'{name}_bad'])]
     return bad, ALL[f'{name}_good']
