@@ -10,7 +10,7 @@ one JSON a section, with hardware and versions.
 import argparse, itertools, math, multiprocessing, re, sys, time
 from pathlib import Path
 import torch
-from r1nb.core import require
+from r1nb.core import on_disk, require
 from r1nb.fp8 import dequantize, quantize, quantize_weight
 from r1nb.kernels import gemm as ours
 from r1nb.kernels.jit import cubin
@@ -341,6 +341,7 @@ def main(args=None):
         require(torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9,
                 'the kernels run on an H100 or H200 (compute capability 9.x): there is none here')
         a.batches = [tuple(map(int, b.split('x'))) for b in a.batches]
+        with on_disk(a.out): Path(a.out or '.').mkdir(parents=True, exist_ok=True)
         for name in a.sections or SECTIONS: SECTIONS[name](a)
     except ValueError as e:
         print(f'error: {e}', file=sys.stderr); sys.exit(2)

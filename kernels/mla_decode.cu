@@ -85,11 +85,23 @@ DEVICE float load_float(u32 from) {
   float x; asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(from) : "memory"); return x;
 }
 
-// --- the producer of bf16 pages: one thread ------------------------------------------------------
+// --- the producers of bf16 pages and of Q: a thread each -----------------------------------------
+
+// Plan and page table are older than the kernel before us, and read before it ends.
 
 DEVICE void load_q(const Places& at, const TensorMap& map, int box, int row) {
   barrier_expect(at.q_full(box), BOX);
   tma_load(at.q() + box*BOX, map, at.q_full(box), box*64, row);
+}
+
+DEVICE void produce_q(const Places& at, const TensorMap& map, const Job& job) {
+  u32 turn = 1;
+  for (int s = job.begin; s < job.end; s++, turn ^= 1) {
+    int row = job.segments[s].x*job.heads + job.head;
+    if (s == job.begin) wait_for_previous_kernel();
+    barrier_wait(at.q_empty(), turn);
+    for (int b = 0; b < BOXES; b++) load_q(at, map, b, row);
+  }
 }
 
 DEVICE void load_box(const Places& at, const TensorMap& map, int which, int box, int page) {
@@ -102,22 +114,20 @@ DEVICE void load_box(const Places& at, const TensorMap& map, int which, int box,
   }
 }
 
-DEVICE void produce(const Places& at, const TensorMap& q_map, const TensorMap& k_map,
-                    const Job& job) {
-  u32 q_turn = 1, turn = 1;
-  for (int s = job.begin; s < job.end; s++, q_turn ^= 1) {
+DEVICE void produce(const Places& at, const TensorMap& k_map, const Job& job) {
+  u32 turn = 1;
+  for (int s = job.begin; s < job.end; s++) {
     int4 seg = job.segments[s];
     const int* table = job.pages + (long long)seg.x*job.max_pages + seg.y/64;
     int last = (seg.z - seg.y + 63)/64 - 1;        // an odd last page is loaded twice, and masked
     int page0 = table[0], page1 = table[min(1, last)];
-    barrier_wait(at.q_empty(), q_turn);
+    if (s == job.begin) wait_for_previous_kernel();
     for (int i = 0; i <= last; i += 2, turn ^= 1) {
       int next0 = table[min(i+2, last)], next1 = table[min(i+3, last)];
       barrier_wait(at.empty(0, 0), turn);
       #pragma unroll 1
       for (int b = 0; b < BOXES; b++) {
         if (b == 4) barrier_wait(at.empty(0, 1), turn);
-        if (i == 0) load_q(at, q_map, b, seg.x*job.heads + job.head);
         load_box(at, k_map, 0, b, page0);
       }
       barrier_wait(at.empty(1, 0), turn);
@@ -188,14 +198,15 @@ DEVICE void produce_fp8(const Places& at, const TensorMap& q_map, const TensorMa
   for (int s = job.begin; s < job.end; s++, q_turn ^= 1) {
     int4 seg = job.segments[s];
     const int* table = job.pages + (long long)seg.x*job.max_pages + seg.y/64;
-    int last = (seg.z - seg.y + 63)/64 - 1;
+    int last = (seg.z - seg.y + 63)/64 - 1, page0 = table[0];
+    if (s == job.begin) wait_for_previous_kernel();
     if (one) {
       barrier_wait(at.q_empty(), q_turn);
       for (int b = 0; b < BOXES; b++) load_q(at, q_map, b, seg.x*job.heads + job.head);
     }
     __syncwarp();
     Half x;
-    fetch(x, job, table[0], 0);
+    fetch(x, job, page0, 0);
     for (int i = 0; i <= last; i += 2, turn ^= 1) {
       #pragma unroll
       for (int h = 0; h < 4; h++) {                // left and right half of two pages
@@ -504,7 +515,7 @@ extern "C" __global__ __launch_bounds__(384, 1) void mla_decode(
   Places at{(shared(raw) + 1023) & ~1023u};
   int groups = heads/ROWS, worker = blockIdx.x/groups, head = blockIdx.x%groups*ROWS;
   Job job{first[worker], first[worker+1], segments, pages, max_pages, lse, part_lse, heads, head,
-          c, latent, scale};                       // the plan is older than the kernel before us
+          c, latent, scale};
   prefetch(segments + job.begin);
   if (threadIdx.x == 0) {
     prefetch_map(q_map); prefetch_map(k_map); prefetch_map(out_map); prefetch_map(part_map);
@@ -519,15 +530,16 @@ extern "C" __global__ __launch_bounds__(384, 1) void mla_decode(
   __syncthreads();
   if (CLUSTER > 1) cluster_barrier();
   let_next_kernel_start();                         // it waits for our end by itself
-  wait_for_previous_kernel();
   int group = threadIdx.x/128;
   if (group == 2) {
     give_registers<FP8 ? 72 : 40>();
     if (FP8) produce_fp8(at, q_map, k_map, job);
-    else if (threadIdx.x == 256) produce(at, q_map, k_map, job);
+    else if (threadIdx.x == 256) produce(at, k_map, job);
+    else if (threadIdx.x == 288) produce_q(at, q_map, job);
     __syncwarp();
   } else {
     take_registers<FP8 ? 216 : 232>();
+    wait_for_previous_kernel();                    // it may still read what we are to write
     Maps maps{out_map, part_map};
     if (group == 0) left_half(at, job, maps); else right_half(at, job, maps);
   }
