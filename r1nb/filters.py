@@ -228,10 +228,11 @@ def squeezed(
     raw = text.encode(errors='surrogatepass')
     return len(zlib.compress(raw, 6))/len(raw) if len(raw) >= 400 else 1.
 
-# %% ../nbs/34_filters.ipynb #da74d896
+# %% ../nbs/34_filters.ipynb #42401dae
 CIRCLES = dict(loop=60, counting=4000, again=.35, zlib=.16, few=(3, .4), some=(4, .22),
                many=(6, .15))
-FLOOD = re.compile(r'([^\s\d.\-=_*#~+|&\\/])\1{24,}|(\S)\2{399,}|([^\W\d_]{2,9}?)\3{9,}')
+FLOOD = re.compile(r'([^\s\d.\-=_*#~+|&\\/])\1{24,}|(\S)\2{399,}|([^\W\d_]{2,9}?)\3{9,}|\s{600,}'
+                   r'|((?:[^\w\s\-=_*#~+|&\\/]{1,4}\s{1,3}){1,3}?)\4{39,}')  # a sign, a sign, …
 
 def repetition(
     text:str,  # a response

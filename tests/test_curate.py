@@ -650,3 +650,11 @@ def test_a_side_without_rows_loads(tmp_path, keep):
     split = 'train' if keep == 'all' else 'rejected'   # a split without rows is not named
     assert {k: v.num_rows for k, v in found.items()} == {split: 9}
     assert found[split].features["filters"] and len(list((tmp_path/"o").glob("*.parquet"))) == 2
+
+@pytest.mark.parametrize('signs', ['. . . ', '? ! ', '…\n', ', ', '。 ', '\n', '( ) ; '])
+def test_signs_without_end_are_a_loop(signs):
+    "A model that has lost its words writes signs; a dashed line and a table are none of that."
+    text = 'We add the two numbers and get seven, so the answer is seven.'
+    assert repetition(f'{text} {signs*700} {text}')
+    assert repetition(text + signs*(700 if signs.isspace() else 45))
+    assert not repetition(f'{text}\n{"- "*70}\n{"| --- "*9}|\n1 . . . . 3\n{text[:30]}')
