@@ -228,7 +228,7 @@ def squeezed(
     raw = text.encode(errors='surrogatepass')
     return len(zlib.compress(raw, 6))/len(raw) if len(raw) >= 400 else 1.
 
-# %% ../nbs/34_filters.ipynb #42401dae
+# %% ../nbs/34_filters.ipynb #0d7a04ba
 CIRCLES = dict(loop=60, counting=4000, again=.35, zlib=.16, few=(3, .4), some=(4, .22),
                many=(6, .15))
 FLOOD = re.compile(r'([^\s\d.\-=_*#~+|&\\/])\1{24,}|(\S)\2{399,}|([^\W\d_]{2,9}?)\3{9,}|\s{600,}'
@@ -241,6 +241,7 @@ def repetition(
     if m := FLOOD.search(text): return f'{m[0][:8]!r} and so on, {len(m[0])} characters'
     plain = re.sub(r'\\(?:begin|end)\{\w+\*?\}|\\[a-zA-Z]+|\[asy\](?:(?!\[asy).){0,6000}?\[/asy\]',
                    ' ', text, flags=re.S)
+    plain = re.sub(r'([-+*/=<>^%])\1{3,}', ' ', plain)  # a ruled line
     ws = words(plain, signs=True)[:40_000]
     spoken = np.array([len(w) > 1 and w.isalpha() or w > '\u2fff' for w in ws], bool)
     for numbers, most in ((True, CIRCLES['loop']), (False, CIRCLES['counting'])):

@@ -657,4 +657,4 @@ def test_signs_without_end_are_a_loop(signs):
     text = 'We add the two numbers and get seven, so the answer is seven.'
     assert repetition(f'{text} {signs*700} {text}')
     assert repetition(text + signs*(700 if signs.isspace() else 45))
-    assert not repetition(f'{text}\n{"- "*70}\n{"| --- "*9}|\n1 . . . . 3\n{text[:30]}')
+    assert not repetition(f'{text}\n{"-"*90}\n{"| --- "*9}|\n1 . . . . 3\nNow you know.')
