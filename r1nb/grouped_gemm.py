@@ -6,7 +6,8 @@
 __all__ = ['LAYOUTS', 'places', 'Rows', 'permute', 'unpermute', 'grouped_ref', 'grouped_matmul', 'quantize_experts',
            'run_experts', 'plain', 'Fp8Experts', 'use']
 
-# %% ../nbs/25_grouped_gemm.ipynb #2fda721f
+# %% ../nbs/25_grouped_gemm.ipynb #d923882e
+from importlib import import_module
 from typing import NamedTuple
 import torch
 import torch.nn.functional as F
@@ -55,7 +56,7 @@ def _check_choices(x, idx, E, layout):
     require(layout != 'masked' or not twice.any(), 'masked: token '
             f'{twice.int().argmax()} chose an expert twice, and there is room for N rows in each')
 
-# %% ../nbs/25_grouped_gemm.ipynb #2f5a434c
+# %% ../nbs/25_grouped_gemm.ipynb #10208436
 def permute(
     x:Tensor,          # [N,D] tokens
     idx:Tensor,        # [N,k] int64, the experts each token chose
@@ -67,25 +68,35 @@ def permute(
     (N, D), k = x.shape, idx.shape[1]
     if layout == 'masked':
         place, _, counts = places(idx, E, 1)
-        place = place - (counts.cumsum(0) - counts)[idx] + idx*N
-        out = x.new_zeros(E*N, D)
+        place, M = place - (counts.cumsum(0) - counts)[idx] + idx*N, E*N
     else:
         place, end, counts = places(idx, E)
-        out = x.new_zeros((N*k + min(E, N*k)*127)//128*128, D)      # enough for the worst case
-    out[place.flatten()] = x.repeat_interleave(k, 0)
+        M = (N*k + min(E, N*k)*127)//128*128                        # enough for the worst case
+    whom = torch.full((M,), N, device=x.device)             # token N: nobody, a row of zeros
+    whom[place.flatten()] = torch.arange(N, device=x.device).repeat_interleave(k)
+    out = F.pad(x, (0, 0, 0, 1))[whom]
     if layout == 'masked': return Rows(out.view(E, N, D), place, counts.int(), counts.int())
     block = torch.arange(0, len(out), 128, device=x.device)
     whose = torch.searchsorted(end, block, right=True)
     return Rows(out, place, whose.where(whose < E, -1).int(), counts.int())
 
-# %% ../nbs/25_grouped_gemm.ipynb #c5496863
+# %% ../nbs/25_grouped_gemm.ipynb #f6ed7b60
+def _pick(impl, device):
+    "There is one kernel for this, so 'cuda' means it, too."
+    jit = import_module('r1nb.kernels.jit')
+    return jit.pick('triton' if impl == 'cuda' else impl, device, ('triton', 'ref'))
+
 def unpermute(
     y:Tensor,          # rows as `permute` laid them out, [...,D]
     place:Tensor,      # [N,k] of the same Rows
     gate:Tensor|None=None, # [N,k] weights; None: already applied
+    impl:str|None='ref', # 'triton': one pass on a GPU, without `gate`; None: what is fastest here
 )->Tensor:             # [N,D]
     "Fetch every token's k rows and add them up, in the order of the experts."
     order = place.argsort(1)
+    if gate is None and impl != 'ref' and _pick(impl, y.device) == 'triton':
+        sums = import_module('r1nb.kernels.unpermute_triton').unpermute
+        return sums(y.flatten(0, -2).contiguous(), place.gather(1, order))
     rows = y.flatten(0, -2)[place.gather(1, order).t()].float()     # [k,N,D]
     if gate is not None: rows = rows*gate.gather(1, order).t()[..., None]
     total = torch.zeros_like(rows[0])
@@ -150,7 +161,7 @@ def quantize_experts(
     q, s = zip(*(quantize_weight(m, impl) for m in w.detach()))
     return torch.stack(q), torch.stack(s)
 
-# %% ../nbs/25_grouped_gemm.ipynb #f289da61
+# %% ../nbs/25_grouped_gemm.ipynb #cdb2b9cd
 def run_experts(
     x:Tensor,          # [N,D]
     gate:Tensor,       # [N,k]
@@ -159,6 +170,7 @@ def run_experts(
     layout:str,        # 'contiguous' or 'masked'
     up,                # (h, Rows) -> every row times its expert's first matrix
     down,              # (h, Rows) -> every row times its expert's second
+    impl:str|None='ref', # of the way back, as in `unpermute`
 )->Tensor:             # [N,D]
     "Room 11's experts around any two grouped products."
     rows = permute(x, idx, E, layout)
@@ -166,7 +178,8 @@ def run_experts(
     h = F.silu(a)*b
     weight = h.new_zeros(h[..., 0].shape).flatten()
     weight[rows.place.flatten()] = gate.flatten().to(h.dtype)
-    return unpermute(down(h*weight.view(h.shape[:-1])[..., None], rows), rows.place)
+    h = down(h*weight.view(h.shape[:-1])[..., None], rows)
+    return unpermute(h, rows.place, impl=impl)
 
 # %% ../nbs/25_grouped_gemm.ipynb #d529ac79
 def plain(
@@ -181,7 +194,7 @@ def plain(
         return out
     return run
 
-# %% ../nbs/25_grouped_gemm.ipynb #2c23dec3
+# %% ../nbs/25_grouped_gemm.ipynb #1f724854
 class Fp8Experts:
     "Runs the experts of one layer in FP8: give it to `MoE.impl`."
     def __init__(self,
@@ -205,7 +218,8 @@ class Fp8Experts:
         if seen != self.seen:                # once, and again when training has changed them
             self.seen, self.own = seen, own  # held, so that nothing else can take their address
             self.weights = [quantize_experts(w, self.impl) for w in own]
-        return run_experts(x, gate, idx, len(own[0]), self.layout, *map(self.product, self.weights))
+        up, down = map(self.product, self.weights)
+        return run_experts(x, gate, idx, len(own[0]), self.layout, up, down, self.impl)
 
     def product(self, w):
         def run(h, rows):
