@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ALIKE', 'SIGNS', 'HIGH', 'VULGAR', 'MADE', 'INSIDE', 'NESTED', 'MIXED', 'FIRST', 'THEN', 'NUMERALS', 'LINKS', 'AHEAD',
            'GLUED', 'UNIT', 'RATE', 'POWERS', 'TIMES', 'PART', 'FAMILIES', 'COUNTED', 'PIECE', 'MOST_DIGITS',
-           'fraction', 'one_spelling', 'without_units', 'mixes_units', 'Token', 'tokens_in']
+           'fraction', 'choose', 'one_spelling', 'without_units', 'mixes_units', 'Token', 'tokens_in']
 
 # %% ../nbs/32_notation.ipynb #6a2b404a
 import re
@@ -21,7 +21,7 @@ VULGAR = {c: rf'\frac{{{p[0]}}}{{{p[1]}}}' for c, p in
           zip('½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞', '12 13 23 14 34 15 25 35 45 16 56 18 38 58 78'.split())}
 MADE = re.compile(f'[{"".join(VULGAR)}]')
 
-# %% ../nbs/32_notation.ipynb #ed1a857d
+# %% ../nbs/32_notation.ipynb #cfeebf33
 def fraction(
     m:re.Match,  # whole part or None, above, below
 )->str:          # brackets
@@ -31,17 +31,25 @@ def fraction(
     plain = all(x.isascii() and x.isdigit() for x in (a, b))
     return f'({whole}+{a}/{b})' if plain and int(a) < int(b) else f'{whole}¿'
 
+def choose(
+    m:re.Match,  # n and k, at most 20
+)->str:          # factorials
+    "Ways to choose k of n, written out."
+    n, k = int(m[1] or m[3]), int(m[2] or m[4])
+    return f'({n}!/({k}!*{n - k}!))' if k <= n <= 20 else '¿'
+
 INSIDE = r'\{([^{}]{1,200})\}'
 NESTED = [(re.compile(r'\^ ?' + INSIDE), r'^(\1)'), (re.compile(r'\\sqrt ?' + INSIDE), r'√(\1)'),
           (re.compile(r'(?:(?<![\d./^,])(\d{1,4}) ?)?\\frac ?' + INSIDE + ' ?' + INSIDE), fraction)]
 MIXED = re.compile(r'(?<!\d )(?<![\d./^,])(\d{1,4}) (\d{1,2})/(\d{1,2})'
                    r'(?![\d./]| ?-?[a-zA-Z(]| ?\d)')
 
-# %% ../nbs/32_notation.ipynb #70c8b327
+# %% ../nbs/32_notation.ipynb #75a3c5b0
 FIRST = [(re.compile(a), b) for a, b in (
     (r'[⁻⁰¹²³⁴-⁹]{1,9}', lambda m: f'^({m[0].translate(HIGH)})'),
     (MADE, lambda m: VULGAR[m[0]]), (r'<<[^<>]{0,200}>>|(?<=\d)(?:st|nd|rd|th)\b', ''),
     (r'\\[dtc]frac(?![a-z])', r'\\frac'), (r'\\frac ?(\d) ?(\d)', r'\\frac{\1}{\2}'),
+    (r'\\[dt]?binom ?\{(\d{1,2})\} ?\{(\d{1,2})\}|\{(\d{1,2}) ?\\choose ?(\d{1,2})\}', choose),
     (r'\\sqrt ?(\d)', r'\\sqrt{\1}'), (r'\^ ?\{? ?\\circ ?\}?', ' '), (r'\{,\}', ','),
     (r'\\(?:begin|end) ?\{[a-z]{1,20}\*?\}', ';'),
     (r'\\(?:text|mathrm|mathbf|mbox|textbf|textit) ?\{([^{}]{0,200})\}', r' \1 '))]
