@@ -20,33 +20,36 @@ sys.path.insert(0, str(Path(__file__).parent))
 from sweep import sweep
 
 ASSETS = Path(r1nb.__file__).parent/'assets'
-RECIPE, LESSONS, ASKED, LONG = ZeroConfig(steps=40), 600, 1600, 400
-KINDS = ('base', 'rewritten', 'shuffled', 'answer only', 'raw')
+RECIPE, LESSONS, ASKED, LONG = ZeroConfig(steps=40), 1200, 1600, 400
+KINDS = ('base', 'rewritten', 'shuffled', 'answer only', 'rewritten strict', 'base strict', 'raw')
 SHORT = dict.fromkeys(('shuffled', 'answer only'), 12)  # steps of the controls
 KEPT = ('accuracy', 'mean_tokens', 'format', 'truncated', 'arithmetic_errors', 'flops')
 HELD = int(os.environ.get('HELD', 600))
 
-def look(model, seed, **how):
-    problems = countdown(HELD, 1, split='held_out')
+def look(model, seed, n=HELD, of=1, **how):
+    problems = countdown(n, of, split='held_out')
     traces = ask(model, problems, max_new=LONG, seed=seed, **how)
     samples = [[t.prompt, t.response] for t in traces[:6]]
-    return editors_report(problems, traces) | dict(n=HELD, samples=samples)
+    return editors_report(problems, traces) | dict(n=n, samples=samples)
 
 def one(kind, seed, zeros, file):
     torch.set_num_threads(1)
     start, lessons, asked = time.perf_counter(), LESSONS, ASKED
     c = replace(RECIPE, steps=SHORT.get(kind, RECIPE.steps))
+    what = kind.removesuffix(' strict')
+    if what != kind: c = replace(c, overlong=0.)  # a cut-off answer counts like any wrong one
     if 'TINY' in os.environ: c, lessons, asked = replace(c, steps=2, prompts=4), 32, 120
     model = R1Model.from_pretrained(ASSETS/'nano')
     run = dict(kind=kind, seed=seed, curve={k: [] for k in KEPT})
-    if kind != 'base':
+    if what != 'base':
         teacher = R1Model.from_pretrained(Path(zeros)/f'zero{seed}')
         problems = countdown(asked, seed + 500)
-        traces = ask(teacher, problems, max_new=160, seed=seed)
-        run['teacher'] = editors_report(problems, traces)
-        model = cold_start(model, drafts(problems, traces, lessons, kind, seed), seed=seed)
+        traces = ask(teacher, problems, 2, 160, seed=seed)
+        run['teacher'] = editors_report([p for p in problems for _ in range(2)], traces)
+        model = cold_start(model, drafts(problems, traces, lessons, what, seed), seed=seed)
     run['before'] = look(model, seed)
     if kind not in SHORT: run['calm'] = look(model, seed + 50, temperature=.6, top_p=.95)
+    if kind == 'rewritten': run['wide'] = look(model, seed + 10, 5*HELD, 2)
     def log(row):
         for k in KEPT: run['curve'][k].append(round(row[k], 4))
         write_atomic(file, json.dumps(run))
@@ -64,16 +67,17 @@ def main(folder, zeros, workers=4, seeds='0,1,2', until=460, *kinds):
     write_atomic(folder/'hardware.json', json.dumps(hardware()))
     file = lambda kind, seed: folder/f'{kind.replace(" ", "_")}-{seed}.json'
     sweep([['one', kind, seed, zeros, file(kind, seed)] for seed in seeds.split(',')
-           for kind in kinds or KINDS], workers, until, .7)
+           for kind in kinds or KINDS], workers, until, .8)
 
 def join(out, folder):
     runs = [json.loads(f.read_text()) for f in sorted(Path(folder).glob('*-*.json'))]
-    order = lambda r: (KINDS.index(r['kind']), r['seed'])
-    runs = sorted((r for r in runs if 'after' in r), key=order)
+    runs.sort(key=lambda r: (KINDS.index(r['kind']), r['seed']))
+    part = [{k: r[k] for k in ('kind', 'seed', 'curve')} for r in runs if 'after' not in r]
+    runs = [r for r in runs if 'after' in r]
     what = dict(what='GRPO from the nano base and from cold starts of it', lessons=LESSONS,
                 asked=ASKED, longest=LONG, recipe=asdict(RECIPE),
                 command='python tests/measure_cold_start.py FOLDER ZEROS, then join OUT FOLDER',
-                hardware=json.loads((Path(folder)/'hardware.json').read_text()))
+                hardware=json.loads((Path(folder)/'hardware.json').read_text()), unfinished=part)
     note = Path(folder)/'note.txt'
     if note.exists(): what['note'] = note.read_text().strip()
     lines = ',\n'.join(json.dumps(r, separators=(',', ':')) for r in runs)

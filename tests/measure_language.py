@@ -74,7 +74,9 @@ def main(folder, workers=4, seeds='0,1,2', until=460, *kinds):
 def join(out, folder):
     runs = [json.loads(f.read_text()) for f in sorted(Path(folder).glob('*-*.json'))]
     order = lambda r: (list(KINDS).index(r['kind']), r['seed'])
-    runs = sorted((r for r in runs if 'end' in r), key=order)
+    runs = sorted(runs, key=order)
+    part = [{k: r[k] for k in ('kind', 'seed', 'curve')} for r in runs if 'end' not in r]
+    runs = [r for r in runs if 'end' in r]
     pilots = [{k: r[k] for k in ('kind', 'seed', 'end')} for r in runs if r['seed'] >= 10]
     for r in pilots: r['end'] = {k: v for k, v in r['end'].items() if k != 'samples'}
     runs = [r for r in runs if r['seed'] < 10]
@@ -83,7 +85,7 @@ def join(out, folder):
                 documents=DOCS,
                 hardware=json.loads((Path(folder)/'hardware.json').read_text()),
                 recipes={k: [asdict(c) for c in cs] for k, cs in KINDS.items()})
-    what['pilots'] = pilots  # other seeds: the design was chosen on these
+    what |= dict(pilots=pilots, unfinished=part)  # pilots: the design was chosen on these
     note = Path(folder)/'note.txt'
     if note.exists(): what['note'] = note.read_text().strip()
     lines = ',\n'.join(json.dumps(r, separators=(',', ':'), ensure_ascii=False) for r in runs)
