@@ -14,7 +14,7 @@ from .amounts import apart, number, same_number, same_unit
 from .extract import EVALUATE, REWARD, Rules
 from .spelling import bounds, clock, parts, shape
 
-# %% ../nbs/36_answer_forms.ipynb #7d523d70
+# %% ../nbs/36_answer_forms.ipynb #72b6b8f3
 LETTERS = ('alpha|beta|gamma|delta|epsilon|zeta|eta|theta|kappa|lambda|mu|nu|xi|rho|sigma|tau|phi'
            '|chi|psi|omega|Delta|Omega|varphi|varepsilon|vartheta')
 ONE = (rf"(?:[A-Za-z]{{1,3}}|\\(?:{LETTERS})(?![A-Za-z]))'{{0,2}}"
@@ -23,7 +23,7 @@ RAISED = r'(?:\s?\^\s?\{?\s?-1\s?\}?)?'
 NAME = (rf'(?:m\s?)?(?:\\(?:angle|triangle|vec|overline)\s?\{{?\s?)?{ONE}\}}?{RAISED}'
         rf'(?:\s?\(\s?{ONE}(?:\s?,\s?{ONE}){{0,3}}\s?\))?'
         rf'|\(\s?{ONE}(?:\s?,\s?{ONE}){{1,5}}\s?\)|{ONE}(?:\s?:\s?{ONE}){{1,3}}'
-        r'|\\frac\{d\w?\}\{d\w\}'
+        r'|\\frac\{d\w?\}\{d\w\}|P\s?\([^()]{1,30}\)'
         r'|[A-Z]?[a-z]{3,20}(?: [a-z]{1,20}){0,3}')
 NAMED = re.compile(rf'({NAME})\s*(?:=|\\in(?![A-Za-z]))\s*([^=<>]+)')
 TURNED = re.compile(rf'([^=<>A-Za-z]+?)\s*=\s*({NAME})')

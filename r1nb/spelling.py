@@ -141,7 +141,7 @@ def spread(
              p.replace('\\pm', '-', 1)] if '\\pm' in p else [p] for p in ps]
     return [p for b in both for p in b][:64]
 
-# %% ../nbs/36_spelling.ipynb #2ee84c8f
+# %% ../nbs/36_spelling.ipynb #2433ff76
 def shape(
     s:str,                  # tidied
 )->tuple[str,list]|None:    # (kind, parts); None for a single value
@@ -154,6 +154,7 @@ def shape(
     bare = s.replace('\\{', '{').replace('\\}', '}')
     whole = bare[:1] in ('(', '[', '{') and closes(bare) == len(bare) - 1
     inner = [p for sep in (';', ',') for p in [parts(bare[1:-1], sep)] if whole and len(p) > 1]
+    if whole and bare[0] == '{' and not inner: return shape(bare[1:-1].strip())
     if not inner: return ('list', spread([s])) if '\\pm' in s else None
     inner = inner[0]
     if bare[0] == '{': return 'set', spread(inner)
