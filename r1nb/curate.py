@@ -241,7 +241,7 @@ Tokens kept: {tokens_kept:,} of {tokens_all:,}; {saved:.1%} need not be trained 
 Mix: {reasoning:,} reasoning rows, {general:,} general ones{wanted}.
 """
 
-# %% ../nbs/34_curate.ipynb #3410765c
+# %% ../nbs/34_curate.ipynb #b1bb6362
 def grid(
     head:list,  # names of columns
     rows:list,  # lists of values
@@ -259,8 +259,8 @@ def readme(
     ratio = '' if not c['ratio'] else ', asked for {:g} : {:g}'.format(*c['ratio'])
     splits = '\n'.join(f'  - split: {k}\n    path: {f[k]["file"]}' for k, n in  # none without rows:
                        (('train', c['written']), ('rejected', c['rejected'])) if n)  # unreadable
-    text = HEAD.format(**c | dict(splits=splits, train=f['train']['file'], rejected=f['rejected']['file'],
-        rejected_rows=c['rejected'], features=features(),
+    text = HEAD.format(**c | dict(splits=splits, train=f['train']['file'],
+        rejected=f['rejected']['file'], rejected_rows=c['rejected'], features=features(),
         share=c['kept']/max(1, c['rows']), tokens_kept=t['kept'],
         tokens_all=t['all'], saved=t['saved'], wanted=ratio))
     per = [[k, *v.values()] for k, v in c['filters'].items()]

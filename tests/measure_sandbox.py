@@ -56,14 +56,17 @@ def attacks():
              for k, v in battery.FLOODS.items()}
     jobs |= {f'forgery: {k}': (v, battery.TESTS) for k, v in battery.FORGERIES.items()}
     jobs |= {f'lean: {k}': v for k, v in battery.HELPED.items()}
+    jobs |= {f'hollow: {k}': v for k, v in battery.hostile.HOLLOW.items()}
     before = battery.children()
     with Sandbox(2, battery.SHORT) as box: said = dict(zip(jobs, box.run_all(jobs.values())))
+    with Sandbox(1, Limits()) as box: refused = battery.honest(box)
     left = len(battery.children() - before)
     canary = Path(host['CANARY']).read_text() == 'canary'
     Path(host['CANARY']).unlink()
     return dict(programs=len(jobs), passed=[k for k, v in said.items() if v.answer], canary=canary,
                 processes_left=left, kinds={k: sum(j.startswith(k) for j in jobs) for k in
-                                            ('escape', 'flood', 'forgery', 'lean')})
+                                            ('escape', 'flood', 'forgery', 'lean', 'hollow')},
+                honest=len(battery.hostile.HONEST), refused=refused)
 
 def published(data):
     out = {}
