@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALIKE', 'SIGNS', 'HIGH', 'VULGAR', 'MADE', 'INSIDE', 'NESTED', 'MIXED', 'FIRST', 'THEN', 'NUMERALS', 'LINKS', 'AHEAD',
-           'GLUED', 'UNIT', 'RATE', 'POWERS', 'TIMES', 'PART', 'FAMILIES', 'COUNTED', 'PIECE', 'MOST_DIGITS',
-           'fraction', 'choose', 'one_spelling', 'without_units', 'mixes_units', 'Token', 'tokens_in']
+           'GLUED', 'UNIT', 'STUCK', 'COMPOUND', 'RATE', 'POWERS', 'TIMES', 'PART', 'FAMILIES', 'COUNTED', 'PIECE',
+           'MOST_DIGITS', 'fraction', 'choose', 'one_spelling', 'without_units', 'mixes_units', 'Token', 'tokens_in']
 
 # %% ../nbs/32_notation.ipynb #6a2b404a
 import re
@@ -74,7 +74,7 @@ def one_spelling(
     for pattern, plain in THEN: text = pattern.sub(plain, text)
     return text.translate(SIGNS)
 
-# %% ../nbs/32_notation.ipynb #8986a922
+# %% ../nbs/32_notation.ipynb #2a3c80e6
 NUMERALS = set("""dozen dozens hundred thousand million billion remainder mod modulo squared cubed
     plus minus over divided multiplied times than""".split())
 LINKS = set('because so since is are and if when then which that but or gives makes equals'.split())
@@ -82,6 +82,9 @@ AHEAD = r'(?= ?(?:-(?![a-zA-Z])|[+*/^=~)]|\b[xX] ?[\d(.]))'  # a sign follows
 GLUED = (r'(?:(?i:[ckm]m|[km]g|ml|mph|hrs?|mins?|secs?|ft|lbs?|oz|[ap]m|yd|[gmk]b|p|st|nd|rd|th)'
          r'\b)?')
 UNIT = re.compile(rf"([\d)}}%])({GLUED}(?: [a-zA-Z][a-zA-Z'-]+){{0,6}}| ?/ ?[a-zA-Z]+)" + AHEAD)
+STUCK = re.compile(r'(?<=\d)(?i:[ckm]m|[km]g|ml|mph|hrs?|mins?|ft|lbs?|oz|yd|[gmk]b)\b')
+COMPOUND = re.compile(r'(?<=\d)-(?=(?:hour|minute|day|week|month|year|pack|piece|inch|foot|mile|'
+                      r'meter|pound|ounce|gallon|dollar|point|person)s?\b)')  # 2 1-hour lessons
 RATE = re.compile(r'(?<=[\d)}%]) ?/ ?[a-zA-Z]{2,}\b')
 POWERS = re.compile(r'(?<=[\d)]) ?(?:(?:[ckdm]m|ft|in|yd|feet|inch(?:es)?|(?:centi|kilo)?met'
                     r'(?:er|re)s?|miles?|yards?|units?) ?\^ ?\(?[23]\)?|(?:k?m|mi|miles|ft|feet|g)/'
@@ -96,7 +99,8 @@ def without_units(
     def drop(m):
         words = m[2].lower().replace('/', ' ').split()
         return m[0] if (NUMERALS | LINKS).intersection(words) else m[1] + ' '
-    text = PART.sub(r'\1 * ', POWERS.sub(' ', text.replace('$', '')))
+    text = STUCK.sub(' ', COMPOUND.sub(' ', POWERS.sub(' ', text.replace('$', ''))))
+    text = PART.sub(r'\1 * ', text)
     return TIMES.sub(' * ', UNIT.sub(drop, RATE.sub('', UNIT.sub(drop, text))))
 
 # %% ../nbs/32_notation.ipynb #9de98b42

@@ -67,7 +67,8 @@ def step(rng):
         out = body
         for k, t in parts.items(): out = out.replace('{' + k + '}', t)
         return frame.replace('{}', out, 1)
-    off = rng.choice([1, -1, 2, 10, -10]) if w.denominator == 1 else Fraction(rng.choice([1, -1, 5]))
+    few = [1, -1, 2, 10, -10] if w.denominator == 1 else [1, -1, 5]
+    off = Fraction(rng.choice(few))
     wrong = w + (Fraction(off, w.denominator) if as_is else off)
     return (kind, form, dress), text(w), text(wrong)
 

@@ -8,7 +8,8 @@ import pytest
 import r1nb
 from r1nb.core import R1Error
 from r1nb.equations import equalities, value_of
-from r1nb.process import check_all, check_arithmetic, check_steps, right_but_wrong, with_process
+from r1nb.process import (allowed, check_all, check_arithmetic, check_steps, right_but_wrong,
+                          with_process)
 from r1nb.plants import PLANTS, planted, sound_trace, spoil, written
 from r1nb.process_replay import check_line, replay
 from r1nb.notation import one_spelling, tokens_in
@@ -246,6 +247,19 @@ def test_right_but_wrong_counts():
     got = right_but_wrong([right, right, right, wrong], ps)
     assert (got['right'], got['wrong'], got['sound'], got['silent']) == (3, 1, 1,
         1) and got['rate'][0] == .5
+
+def test_a_bar_keeps_its_promise():
+    "The true rate of a bar on uniform scores is the bar itself: above the rate in 5 % of draws."
+    rng, many = Random(3), 2000
+    for n, rate, sure in ((149, .02, .95), (400, .02, .95), (124, .05, .95), (200, .1, .8)):
+        k = allowed(n, rate, sure)
+        broken = sum(sorted(rng.random() for _ in range(n))[k] > rate for _ in range(many))/many
+        assert broken <= 1 - sure + 3*(sure*(1 - sure)/many)**.5
+        above = sum(sorted(rng.random() for _ in range(n))[k + 1] > rate for _ in range(many))/many
+        assert above > 1 - sure  # one more would be too many
+    assert allowed(10**6) > 19_000
+    for bad in ((148, .02, .95), (58, .05, .95), (0, .5, .9), (100, 0, .9), (100, .1, 1)):
+        with pytest.raises(R1Error): allowed(*bad)
 
 # ---- judges -----------------------------------------------------------------------------------
 def obedient(said):
