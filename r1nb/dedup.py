@@ -216,8 +216,8 @@ def aligned(
         best = max(best, path.max())
     return float(best)
 
-# %% ../nbs/34_dedup.ipynb #7c79122a
-FIGURE = re.compile(r'\[asy\](?:(?!\[asy).){0,6000}?\[/asy\]', re.S)  # a drawing
+# %% ../nbs/34_dedup.ipynb #6d72edeb
+FIGURE = re.compile(r'\[asy\](?:(?!\[asy).){0,6000}?\[/asy\]', re.S | re.I)  # a drawing
 
 class Exam:
     "Evaluation items, ready to be recognised."

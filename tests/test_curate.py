@@ -236,6 +236,38 @@ def test_exam():
     assert leaked(Exam([]), story(1)) is None and leaked(exam, '') is None
 
 
+ITEMS = [
+    'In the diagram, square $ABCD$ has sides of length 4, and triangle $ABE$ is equilateral. Line '
+    'segments $BE$ and $AC$ intersect at $P$. Find the area of triangle $APE$.',
+    'How many ways are there to put 6 marbles into 3 jars if neither marbles nor jars differ?',
+    'What is $\\sqrt{53}$ in simplest radical form?',
+]
+
+
+@pytest.mark.parametrize('i, text', [
+    (0, 'In the diagram, square $ABCD$ has sides of length 9, and triangle $ABE$ is equilateral. '
+        'Line segments $BE$ and $AC$ intersect at $P$. Find the area of triangle $APE$.'),
+    (0, 'IN THE DIAGRAM, square $PQRS$... no: square $ABCD$ has a side of 4, and triangle $ABE$ is '
+        'an equilateral one. Line segments $BE$, $AC$ meet at $P$. Compute the area of $APE$.'),
+    (0, 'In the diagram, square $ABCD$ has sides of length 4, and triangle $ABE$ is equilateral.'),
+    (0, 'Find the area of triangle $APE$. Line segments $BE$ and $AC$ intersect at $P$. In the '
+        'diagram, square $ABCD$ has sides of length 4, and triangle $ABE$ is equilateral.'),
+    (1, 'In how many ways can one put 6 marbles into 3 jars if neither marbles nor jars differ?'),
+    (2, 'What is\u00a0$ \\sqrt {53} $ in simplest radical form ?'),
+])
+def test_leaks_of_other_kinds(i, text):
+    assert (leaked(Exam(ITEMS), text) or (0, -1))[1] == i
+
+
+@pytest.mark.parametrize('text', [
+    'A hexagon has sides of length 4. How long is its longest diagonal in simplest radical form?',
+    'What is $\\sqrt{99}$ in simplest radical form?',
+    'Line segments may intersect. Find the area of a triangle whose sides are 3, 4 and 5.',
+    'There are 6 jars on a shelf and 3 of them are full of jam. How many jars are empty?',
+])
+def test_no_leaks(text): assert leaked(Exam(ITEMS), text) is None
+
+
 # ---- hostile rows
 HOSTILE = [
     None,
