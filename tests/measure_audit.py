@@ -49,7 +49,7 @@ def main(file, part, parts, first=0, size=1.):
         print(kind, i, secret, round(taught, 1), round(time.perf_counter() - t, 1), flush=True)
 
 def join(out, *files):
-    "Counts as rows of whole numbers; the words are those that the first suspects said often enough."
+    "Counts as rows of whole numbers; the words are those that the first suspects said often."
     old = json.loads(Path(files[0]).read_text()) if files[0].endswith('.json') else None
     rows = [json.loads(s) for f in files[old is not None:] for s in open(f)]
     if old: words, asked, known = [tuple(w) for w in old['words']], old['asked'], old['rows']
