@@ -3,9 +3,10 @@
     python tests/measure_small_student.py OUT.jsonl KIND [--seeds 0 1 2 3 4] [--only steps answers]
 
 KIND chains: a teacher of chains and its students. KIND sums: a teacher of long sums and its
-students, begun well and badly. LESSONS (environment): a folder that keeps what the teachers of
-chains wrote, so that students can be taught elsewhere. A line after every student, with all that
-its kind and seed have so far; `--only` names the students to be taught.
+students, begun well and badly. KIND pairs: answers alone, to chains of two steps alone. LESSONS
+(environment): a folder that keeps what the teachers of chains wrote, so that students can be taught
+elsewhere. A line after every student, with all that its kind and seed have so far; `--only` names
+the students to be taught.
     python tests/measure_small_student.py --merge nbs/results/small_student.json OUT.jsonl...
 """
 import argparse, json, os, time
@@ -54,6 +55,17 @@ def sums(seed, only, tiny, log):
         row['students'][name] = examine(pupil, seed=seed)['any'] | dict(places=places(pupil))
         log(row)
 
+def pairs(seed, only, tiny, log):
+    from r1nb.rollout import ask, judge
+    from r1nb.small_student import chains, newborn, read_as, sit, work_through
+    from r1nb.tokens import encode
+    book = chains(1200, seed, lengths=(2, 2))
+    page = [judge(p, encode(work_through(p) + ' <|end|>'), [], True) for p in book]
+    pupil = newborn(read_as('answers', page), seed, epochs=2 if tiny else 40)
+    again = [t.answer for t in ask(pupil, book[:500], max_new=20, seed=seed)]
+    does = sit(pupil, 70, lengths=(2, 2), seed=seed) | dict(lessons=sum(again)/len(again))
+    log(dict(seed=seed, students={'answers': does}))
+
 def places(model):
     "Loss on the number that comes next, by its place: `3 of 4` is the third of four additions."
     import torch, torch.nn.functional as F
@@ -69,7 +81,7 @@ def places(model):
             loss.setdefault(f'{k} of {len(at)}', []).append(ce.item())
     return {k: round(sum(xs)/len(xs), 4) for k, xs in sorted(loss.items())}
 
-KINDS = dict(chains=chains, sums=sums)
+KINDS = dict(chains=chains, sums=sums, pairs=pairs)
 
 def measure(out, kind, seed, only, tiny):
     import torch
@@ -93,7 +105,7 @@ def merge(out, parts):
         have = rows.setdefault((r['kind'], r['seed']), r)
         have['students'].update(r['students'])
     what = dict(what='a student of a quarter of the size: with and without the steps, badly begun',
-                command='python tests/measure_small_student.py OUT chains; the same with sums',
+                command='python tests/measure_small_student.py OUT chains; then sums, then pairs',
                 hardware=[*map(json.loads, sorted(was))])
     text = ',\n'.join(json.dumps(rows[k], separators=(',', ':')) for k in sorted(rows))
     write_atomic(out, json.dumps(what)[:-1] + ', "rows": [\n' + text + ']}\n')
