@@ -1,7 +1,7 @@
 """Measures the step checkers of rooms 32: writes nbs/results/process_*.json.
 
     python tests/measure_process.py checkers OUT.jsonl      exact checkers: plants, labelled sets
-    python tests/measure_process.py reward OUT.jsonl SEED [few]  learned judges, one seed
+    python tests/measure_process.py reward OUT.jsonl SEED [few|controls]  learned judges
     python tests/measure_process.py bar OUT.jsonl SEED      a bar that keeps its promise, one seed
     python tests/measure_process.py zero OUT.jsonl SEED     right but wrong, along R1-Zero
 The labelled sets are looked for in R1NB_DATA. Lines are appended as they are measured, so that a
@@ -106,12 +106,14 @@ def reward(out, seed, part='all'):
             own_hits=sum(s < bar and not y for s, y in own_steps),
             own_false=sum(s < bar and y > 0 for s, y in own_steps), seconds=time.time() - begun)
         return scorer, bar
-    pressure(out, *run('pretrained', 500), seed)
-    run('shuffled labels', 500, shuffled=True)
-    run('pretrained', 1500)
-    if part == 'all':
+    if part != 'controls':
+        pressure(out, *run('pretrained', 500), seed)
+        run('shuffled labels', 500, shuffled=True)
+        run('pretrained', 1500)
+    if part != 'few':
         run('wrong results only', 500, kinds=('result',))
         run('random weights', 500)
+    if part == 'all':
         for n in (50, 150): run('pretrained', n)
         judge(out, seed)
     put(out, what='done', seed=seed, seconds=time.time() - t0)
