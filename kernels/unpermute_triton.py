@@ -1,4 +1,4 @@
-"""Experts' rows back to their tokens in Triton: a weighted sum of k rows, read once, written once.
+"""Experts' rows back to their tokens in Triton: a sum of k rows, each read once.
 
 y [M,D] rows in any order, place [N,k] int64 where a token's rows lie, in the order of the sum
 -> [N,D]. PyTorch would gather, widen and add in 2k + 3 passes over [N,D] in fp32; this reads k rows
