@@ -194,7 +194,7 @@ def plain(
         return out
     return run
 
-# %% ../nbs/25_grouped_gemm.ipynb #1f724854
+# %% ../nbs/25_grouped_gemm.ipynb #2c23dec3
 class Fp8Experts:
     "Runs the experts of one layer in FP8: give it to `MoE.impl`."
     def __init__(self,
@@ -218,8 +218,7 @@ class Fp8Experts:
         if seen != self.seen:                # once, and again when training has changed them
             self.seen, self.own = seen, own  # held, so that nothing else can take their address
             self.weights = [quantize_experts(w, self.impl) for w in own]
-        up, down = map(self.product, self.weights)
-        return run_experts(x, gate, idx, len(own[0]), self.layout, up, down, self.impl)
+        return run_experts(x, gate, idx, len(own[0]), self.layout, *map(self.product, self.weights))
 
     def product(self, w):
         def run(h, rows):
