@@ -43,7 +43,8 @@ def decode64(
     page_table,  # [B,max_pages] int32
     lengths,     # [B] int32 on the GPU
     scale,       # of the scores, natural units
-    plan=None,   # `schedule(q, lengths)`; None: made here
+    plan=None,   # `schedule(q, lengths)`, then it and page_table must be older than the kernel
+                 # launched just before this one; None: made here
     out=None,    # what `buffers` returned, to use again
     **defines,   # macros of mla_decode.cu
 ):               # out [B,H,512] bf16, lse [B,H] fp32

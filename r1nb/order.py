@@ -226,7 +226,7 @@ def order(
     typer.echo(price_table(rows, budget_usd), err=not dry_run)
     if not dry_run: supply(problems, teachers, out, plan, resume, rows[0]['prompts'])
 
-# %% ../nbs/38_order.ipynb #bc7d737a
+# %% ../nbs/38_order.ipynb #2df3a5ec
 def supply(
     problems,       # what is asked
     teachers:list,  # who
@@ -253,8 +253,8 @@ def join(
 ):
     "Add this room's command to it."
     epilog = ('Examples:\n\nr1nb generate "task:countdown?n=200" --teacher local:nano@licence=MIT '
-              '--out traces\n\nr1nb generate questions.jsonl --teacher "http:deepseek-reasoner@'
-              'url=https://api.deepseek.com/v1,key=DEEPSEEK_API_KEY,licence=MIT,usd_in=0.55,'
-              'usd_out=2.19" --max-new 32768 --budget-usd 50 --dry-run\n\n'
+              '--out traces\n\nr1nb generate questions.jsonl '
+              '--teacher http:r1@url=http://127.0.0.1:8000/v1 --max-new 32768\n\n'
+              'r1nb generate questions.jsonl --teacher staff.json --budget-usd 50 --dry-run\n\n'
               'Exit status: 0 complete, 3 not complete (go on with --resume), 2 a mistake.')
     app.command('generate', epilog=epilog)(order)
