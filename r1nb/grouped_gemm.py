@@ -56,7 +56,7 @@ def _check_choices(x, idx, E, layout):
     require(layout != 'masked' or not twice.any(), 'masked: token '
             f'{twice.int().argmax()} chose an expert twice, and there is room for N rows in each')
 
-# %% ../nbs/25_grouped_gemm.ipynb #10208436
+# %% ../nbs/25_grouped_gemm.ipynb #2f5a434c
 def permute(
     x:Tensor,          # [N,D] tokens
     idx:Tensor,        # [N,k] int64, the experts each token chose
@@ -68,13 +68,12 @@ def permute(
     (N, D), k = x.shape, idx.shape[1]
     if layout == 'masked':
         place, _, counts = places(idx, E, 1)
-        place, M = place - (counts.cumsum(0) - counts)[idx] + idx*N, E*N
+        place = place - (counts.cumsum(0) - counts)[idx] + idx*N
+        out = x.new_zeros(E*N, D)
     else:
         place, end, counts = places(idx, E)
-        M = (N*k + min(E, N*k)*127)//128*128                        # enough for the worst case
-    whom = torch.full((M,), N, device=x.device)             # token N: nobody, a row of zeros
-    whom[place.flatten()] = torch.arange(N, device=x.device).repeat_interleave(k)
-    out = F.pad(x, (0, 0, 0, 1))[whom]
+        out = x.new_zeros((N*k + min(E, N*k)*127)//128*128, D)      # enough for the worst case
+    out[place.flatten()] = x.repeat_interleave(k, 0)
     if layout == 'masked': return Rows(out.view(E, N, D), place, counts.int(), counts.int())
     block = torch.arange(0, len(out), 128, device=x.device)
     whose = torch.searchsorted(end, block, right=True)
